@@ -1,0 +1,1 @@
+"""cityopt: a sweep orchestrator for Cityscapes segmentation."""
