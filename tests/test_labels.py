@@ -1,0 +1,25 @@
+"""The label table against the official one."""
+
+from cityscapesscripts.helpers.labels import labels as official_labels
+
+from cityopt.labels import BY_NAME, CLASS_OF_ID, LABELS, THING_LABELS, THING_NAMES
+
+
+def test_labels_equal_the_official_table_in_official_order() -> None:
+    ours = [(x.name, x.id, x.train_id, x.category, x.has_instances, x.ignore_in_eval, x.color) for x in LABELS]
+    official = [(x.name, x.id, x.trainId, x.category, x.hasInstances, x.ignoreInEval, x.color) for x in official_labels]
+    assert ours == official
+
+
+def test_thing_labels_are_the_evaluated_instance_classes_in_official_order() -> None:
+    official = [x for x in official_labels if x.hasInstances and not x.ignoreInEval]
+    assert list(THING_NAMES) == [x.name for x in official]
+    assert [x.id for x in THING_LABELS] == [24, 25, 26, 27, 28, 31, 32, 33]
+
+
+def test_class_of_id_counts_from_one_and_leaves_out_caravan_and_trailer() -> None:
+    assert CLASS_OF_ID == {24: 1, 25: 2, 26: 3, 27: 4, 28: 5, 31: 6, 32: 7, 33: 8}
+
+
+def test_by_name_finds_every_label() -> None:
+    assert {name: label.id for name, label in BY_NAME.items()} == {x.name: x.id for x in official_labels}
