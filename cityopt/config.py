@@ -1,0 +1,489 @@
+"""Study YAML -> validated models: `extends`, `--set key=value`, and errors that name the key and the fix.
+
+A `StudyConfig` is what a YAML in `sweeps/` says. A `RunConfig` is one training of it, complete: a
+worker, a test or a notebook can train from it and nothing else. Keys are dotted paths
+(`training.learning_rate`) everywhere: in `--set`, in the search space and in baselines.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cityopt.errors import ConfigError
+
+T = TypeVar("T", bound="Section")
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Scalar = bool | int | float | str
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SyntheticConfig(Section):
+    """The scenes that `data.root: synthetic` makes."""
+
+    num_images: Annotated[int, Field(ge=3)] = 300
+    size: tuple[PositiveInt, PositiveInt] = (256, 512)
+    seed: int = 0
+
+
+class DataConfig(Section):
+    """Which images, at which size, and what is held out of training."""
+
+    root: str | None = None
+    """Dataset root, or `synthetic`. `--data` comes before it, `CITYSCAPES_DATASET` after it."""
+    size: tuple[PositiveInt, PositiveInt] = (1024, 2048)
+    """(height, width) in pixels that images and rasters are resized to."""
+    num_images: PositiveInt | None = None
+    """Size of the trials' training subset; null takes all training images outside the holdout."""
+    num_holdout: PositiveInt | None = None
+    """Trials validate on at most this many images of the held-out cities; null takes all of them."""
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the training images, in whole cities, that trials validate on."""
+    hflip: Fraction = 0.5
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Range of the random zoom; below 1 pads with black, above 1 crops."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per training; 0 loads in the training process."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.scale_jitter
+        if not 0 < low <= high:
+            raise ValueError(f"`0 < low <= high` must hold, but got scale_jitter=({low}, {high})")
+        return self
+
+
+class AnchorTable(Section):
+    """Anchors in numbers: per pyramid level the sizes (sqrt of the area, px) and ratios (height / width)."""
+
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        counts = {len(row) for row in (*self.sizes, *self.ratios)}
+        if len(self.sizes) != 5 or len(self.ratios) != 5 or len(counts) != 1:
+            raise ValueError("sizes and ratios need 5 rows (P2..P6) of one common length")
+        if any(value <= 0 for row in (*self.sizes, *self.ratios) for value in row):
+            raise ValueError("anchor sizes and ratios must be positive")
+        return self
+
+
+class ModelConfig(Section):
+    """The model family and its size."""
+
+    family: Literal["mask_rcnn"] = "mask_rcnn"
+    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
+    weights: str = "coco"
+    """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
+    freeze_depth: Annotated[int, Field(ge=0, le=5)] = 2
+    """Frozen backbone stages from the input: 0 trains all, 1 freezes the stem, 5 the whole backbone."""
+    anchors: Literal["kmeans", "default", "explicit"] = "kmeans"
+    anchor_table: AnchorTable | None = None
+    """The anchors of `anchors: explicit`."""
+    stem_channels: PositiveInt = 64
+    """Width of the first stage of a `resnet18`; pretrained weights need 64."""
+    fpn_channels: PositiveInt = 256
+    box_head_channels: PositiveInt = 1024
+    mask_head_channels: PositiveInt = 256
+    mask_head_layers: PositiveInt = 4
+    rpn_pre_nms: PositiveInt = 1000
+    """Proposals per level before non-maximum suppression (twice as many in training)."""
+    rpn_post_nms: PositiveInt = 1000
+    roi_samples: PositiveInt = 512
+    """Regions of interest per image that the box head trains on."""
+    num_detections: PositiveInt = 100
+    score_threshold: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.anchors == "explicit") != (self.anchor_table is not None):
+            raise ValueError("`anchors: explicit` and `anchor_table` go together: give both or neither")
+        return self
+
+
+class TrainingConfig(Section):
+    """How one training goes."""
+
+    epochs: PositiveInt = 12
+    batch_size: PositiveInt = 8
+    """Images per optimiser step."""
+    accumulation: PositiveInt = 1
+    """Micro-batches per optimiser step; must divide `batch_size`."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Per batch of 8; scaled linearly with `batch_size`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Not applied to norms and biases."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[Fraction, ...] = (0.75,)
+    """Shares of all steps after which `step` divides the learning rate by 10."""
+    warmup_fraction: Fraction = 0.05
+    """Share of all steps over which the learning rate rises linearly from a hundredth."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA, float32 elsewhere."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation must divide batch_size, but got accumulation={self.accumulation}, "
+                f"batch_size={self.batch_size}"
+            )
+        return self
+
+
+class Dimension(Section):
+    """One searched setting."""
+
+    type: Literal["float", "int", "categorical"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | None = None
+    choices: tuple[Scalar, ...] | None = None
+    when: dict[str, Scalar] = {}
+    """Other searched settings and the value each must have for this one to be sampled."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.type == "categorical":
+            if not self.choices or (self.low, self.high, self.step) != (None, None, None) or self.log:
+                raise ValueError("`type: categorical` takes `choices`, at least one, and no low, high, step or log")
+            return self
+        if self.low is None or self.high is None or self.choices is not None:
+            raise ValueError(f"`type: {self.type}` takes `low` and `high`, and no choices")
+        if self.low > self.high:
+            raise ValueError(f"`low <= high` must hold, but got low={self.low:g}, high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`low > 0` must hold with `log: true`, but got low={self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("`log: true` and `step` exclude each other")
+        if self.type == "int" and any(v is not None and v != int(v) for v in (self.low, self.high, self.step)):
+            raise ValueError("`type: int` takes whole numbers for low, high and step")
+        return self
+
+    def ends(self) -> tuple[Scalar, ...]:
+        """Return the values at the ends of the range, or all choices."""
+        if self.choices is not None:
+            return self.choices
+        if self.low is None or self.high is None:
+            return ()
+        return (int(self.low), int(self.high)) if self.type == "int" else (self.low, self.high)
+
+    def admits(self, value: Scalar) -> bool:
+        """Say whether a value lies in the dimension."""
+        if self.type == "categorical":
+            return self.choices is not None and value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
+            return False
+        return self.low <= value <= self.high and (self.type == "float" or value == int(value))
+
+
+class SamplerConfig(Section):
+    """How settings are proposed."""
+
+    name: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
+    startup_trials: PositiveInt = 10
+    """Random trials before the model of the sampler is used."""
+
+
+class PrunerConfig(Section):
+    """When a trial ends early."""
+
+    name: Literal["hyperband", "asha", "median", "none"] = "hyperband"
+    min_epochs: PositiveInt = 3
+    """No trial ends before this epoch: beyond warm-up, since every AP is about 0 at epoch 1."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    startup_trials: PositiveInt = 5
+    """Complete trials that `median` wants before it prunes."""
+
+
+class SearchConfig(Section):
+    """What is searched, how, and what counts."""
+
+    metric: str = "val/coco/segm/ap"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    trials: PositiveInt = 40
+    space: dict[str, Dimension] = {}
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    baselines: tuple[dict[str, Scalar], ...] = ()
+    """Settings that are tried first, trial 0 before all."""
+
+
+class PromotionConfig(Section):
+    """Full training of the winner: what differs from a trial."""
+
+    overrides: dict[str, Any] = {}
+    """Dotted keys and values that replace the trial's, such as `training.epochs: 24`."""
+
+
+class StudyConfig(Section):
+    """One study, as its YAML says."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: PositiveInt | None = None
+    """CPU threads of a training; null divides the cores among the workers. Part of the study: scores depend on it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    promotion: PromotionConfig = PromotionConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key, dimension in self.search.space.items():
+            _check_dimension(self, key, dimension)
+        for number, baseline in enumerate(self.search.baselines):
+            _check_baseline(self.search.space, number, baseline)
+        if self.search.pruner.name != "none" and self.search.pruner.min_epochs > self.training.epochs:
+            raise ValueError(
+                "`search.pruner.min_epochs <= training.epochs` must hold, but got "
+                f"min_epochs={self.search.pruner.min_epochs}, epochs={self.training.epochs}"
+            )
+        replace_settings(self, self.promotion.overrides)
+        return self
+
+
+class ImageSet(Section):
+    """A rule that picks images of a dataset, the same ones wherever it is applied."""
+
+    split: Literal["train", "val"] = "train"
+    part: Literal["all", "subset", "holdout"] = "all"
+    """`holdout`: whole cities kept from trials; `subset`: `num_images` of the rest, nested for growing counts."""
+    num_images: PositiveInt | None = None
+    seed: int = 0
+    holdout_fraction: float = 0.15
+
+
+class RunConfig(Section):
+    """One training, complete: what a worker needs and nothing else."""
+
+    study: str
+    name: str
+    """`trial-0007`, `promotion-0001`."""
+    kind: Literal["trial", "promotion"]
+    seed: int
+    threads: PositiveInt
+    device: str = "auto"
+    cache: str
+    """Folder of the image cache."""
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    train_set: ImageSet
+    validation_set: ImageSet
+    metric: str = "val/coco/segm/ap"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's checkpoint is the run's result: a fixed schedule judged on val keeps its last."""
+    fingerprint: str | None = None
+    """Fingerprint that the dataset must have; null takes any."""
+
+
+def load_study(
+    source: str, *, settings: Iterable[str] = (), name: str | None = None, extra: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """Read a study from a name in `sweeps/` or a path to a YAML.
+
+    `settings` are `key=value` texts with values in YAML, `name` another name for the study, `extra`
+    dotted keys and values that come last (from options such as `--seed`).
+
+    Raises ConfigError: no such study, no YAML, unknown key, wrong type, impossible value.
+    """
+    path = find_study(source)
+    tree = _read_tree(path, seen=())
+    tree.setdefault("name", path.stem)
+    for setting in settings:
+        key, value = parse_setting(setting)
+        _set_in_tree(tree, key, value)
+    for key, value in (extra or {}).items():
+        _set_in_tree(tree, key, value)
+    if name is not None:
+        tree["name"] = name
+    return validate(StudyConfig, tree, origin=str(path))
+
+
+def find_study(source: str) -> Path:
+    """Return the YAML that `--study` means: a path as it is, a name from `sweeps/`."""
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"`--study` must be a name or a YAML that exists, but there is no file {path}.")
+        return path
+    path = sweeps_folder() / f"{source}.yaml"
+    if path.is_file():
+        return path
+    names = sorted(p.stem for p in sweeps_folder().glob("*.yaml"))
+    raise ConfigError(
+        f"there is no study {source!r}.{_nearest(source, names)} "
+        f"Studies: {', '.join(names)}; or give the path of a YAML."
+    )
+
+
+def sweeps_folder() -> Path:
+    """Return the folder of the shipped studies: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "sweeps"
+    return inside if inside.is_dir() else package.parent / "sweeps"
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as YAML, so `[256, 512]`, `true` and `null` work.
+
+    Raises ConfigError: no `=`, or a value that is no YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"`--set` takes key=value, but got {text!r}. Example: --set training.epochs=6")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of `--set {text}` is no YAML: {error}") from error
+
+
+def validate(model: type[T], tree: Mapping[str, Any], *, origin: str) -> T:
+    """Turn a tree into a config model. Raises ConfigError that names key, value, origin and the nearest valid key."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(model, dict(item), origin) for item in error.errors())) from error
+
+
+def replace_settings(config: T, settings: Mapping[str, Any]) -> T:
+    """Return a copy of a config with dotted keys replaced, validated again. Raises ConfigError."""
+    if not settings:
+        return config
+    tree = config.model_dump()
+    tree.get("promotion", {}).pop("overrides", None)
+    for key, value in settings.items():
+        _set_in_tree(tree, key, value)
+    return validate(type(config), tree, origin=", ".join(settings))
+
+
+def list_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> list[str]:
+    """Return every dotted key of a config model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        section = _section_of(field.annotation)
+        keys.extend([key] if section is None else [key, *list_keys(section, f"{key}.")])
+    return keys
+
+
+def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:
+    if not key.startswith(("model.", "training.", "data.")):
+        raise ValueError(f"`search.space` takes keys of data, model and training, but got {key!r}")
+    for value in dimension.ends():
+        tree: dict[str, Any] = {name: getattr(study, name).model_dump() for name in ("data", "model", "training")}
+        _set_in_tree(tree, key, value)
+        section = key.split(".")[0]
+        validate(type(getattr(study, section)), tree[section], origin=f"search.space.{key}")
+    for other in dimension.when:
+        if other not in study.search.space or other == key:
+            raise ValueError(f"`search.space.{key}.when` must name another searched setting, but got {other!r}")
+
+
+def _check_baseline(space: Mapping[str, Dimension], number: int, baseline: Mapping[str, Scalar]) -> None:
+    for key, value in baseline.items():
+        if key not in space:
+            raise ValueError(f"baseline {number} sets {key!r}, which `search.space` lacks.{_nearest(key, space)}")
+        if not space[key].admits(value):
+            raise ValueError(f"baseline {number} must lie in the search space, but got {key}={value!r}")
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"`extends` runs in a circle at {path}.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, but holds {type(tree).__name__}.")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    local = path.with_name(f"{base}.yaml")
+    base_path = local if local.is_file() else find_study(str(base))
+    merged = _merge(_read_tree(base_path, (*seen, path.resolve())), tree)
+    merged["name"] = tree.get("name", path.stem)
+    return merged
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two trees, `over` first. In a search space a null takes a dimension out."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+            if key == "space":
+                merged[key] = {k: v for k, v in merged[key].items() if v is not None}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _set_in_tree(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. Keys of mappings whose own keys hold dots (space, overrides) match the longest one."""
+    valid = list_keys()
+    open_maps = ("search.space.", "promotion.overrides.")
+    if key not in valid and not key.startswith(open_maps):
+        leaves = [k for k in valid if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        hint = f" Did you mean {leaves[0]!r}?" if leaves else _nearest(key, valid)
+        raise ConfigError(f"there is no config key {key!r}.{hint}")
+    parts = key.split(".")
+    if key.startswith("promotion.overrides."):
+        parts = ["promotion", "overrides", key.removeprefix("promotion.overrides.")]
+    elif key.startswith("search.space."):
+        name, _, leaf = key.removeprefix("search.space.").rpartition(".")
+        parts = ["search", "space", name, leaf] if leaf in Dimension.model_fields else [*parts[:2], f"{name}.{leaf}"]
+    for part in parts[:-1]:
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree[part] = dict(tree[part])
+        tree = tree[part]
+    if len(parts) == 3 and parts[:2] == ["search", "space"] and value is None:
+        tree.pop(parts[-1], None)
+    else:
+        tree[parts[-1]] = value
+
+
+def _describe(model: type[BaseModel], item: dict[str, Any], origin: str) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        siblings = [k for k in list_keys(model) if k.count(".") == key.count(".")]
+        return f"unknown key {key!r} ({origin}).{_nearest(key, siblings or list_keys(model))}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not key:
+        return f"{message} ({origin})."
+    given = "" if isinstance(item["input"], dict | BaseModel) else f", but got {item['input']!r}"
+    return f"`{key}`: {message}{given} ({origin})."
+
+
+def _nearest(word: str, valid: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((s for a in get_args(annotation) if (s := _section_of(a)) is not None), None)
+    return None
