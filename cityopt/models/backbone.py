@@ -1,0 +1,115 @@
+"""ResNet + FPN, built explicitly: which stages train, and which norm they carry, is never a side effect.
+
+torchvision's detection builders decide both from whether weights were given; here `freeze_depth` and
+`norm` say so. Module names are torchvision's, so its checkpoints fit.
+
+Shapes: B images, H and W multiples of 32; level Pk is `(B, C, H / 2^k, W / 2^k)`, P6 rounded up.
+
+Source: He et al., Deep Residual Learning (1512.03385), section 4; Lin et al., Feature Pyramid
+Networks (1612.03144), section 3; Wu and He, Group Normalization (1803.08494).
+"""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+logger = logging.getLogger(__name__)
+
+Norm = Literal["frozen", "group"]
+STRIDES = (4, 8, 16, 32, 64)
+"""Pixels per cell of P2..P6."""
+_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+_GROUPS = 8
+
+
+class ResNet(nn.Module):
+    """The stem and the four stages of a ResNet, without its classifier."""
+
+    def __init__(self, name: str, *, stem_channels: int, norm: Norm) -> None:
+        super().__init__()
+        build_norm = FrozenBatchNorm2d if norm == "frozen" else _build_group_norm
+        block = BasicBlock if name == "resnet18" else Bottleneck
+        self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = build_norm(stem_channels)
+        self.out_channels = [stem_channels * 2**stage * block.expansion for stage in range(4)]
+        channels = stem_channels
+        for stage, count in enumerate(_BLOCKS[name]):
+            layer = _build_stage(block, channels, stem_channels * 2**stage, count, 1 if stage == 0 else 2, build_norm)
+            self.add_module(f"layer{stage + 1}", layer)
+            channels = self.out_channels[stage]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of the five stages, the stem first: what `freeze_depth` counts."""
+        return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{i}")] for i in range(1, 5))]
+
+    def run_stage(self, number: int, x_BCHW: Tensor) -> Tensor:
+        """Run one stage; 0 is the stem with its pooling."""
+        if number:
+            features: Tensor = self.get_submodule(f"layer{number}")(x_BCHW)
+            return features
+        return nn.functional.max_pool2d(torch.relu_(self.bn1(self.conv1(x_BCHW))), 3, stride=2, padding=1)
+
+
+class Backbone(nn.Module):
+    """ResNet + FPN with the first `freeze_depth` stages of the ResNet frozen."""
+
+    def __init__(self, name: str, *, stem_channels: int, fpn_channels: int, freeze_depth: int, norm: Norm) -> None:
+        """Build it with random values.
+
+        Args:
+            name: `resnet18`, `resnet50` or `resnet101`.
+            stem_channels: Width of the stem; stages have 1, 2, 4 and 8 times (ResNet-50: 4 times) as many channels.
+            fpn_channels: Width of all pyramid levels.
+            freeze_depth: Frozen stages in 0..5 from the input: 1 the stem, 5 the whole ResNet, never the FPN.
+            norm: `frozen` batch norm (for pretrained weights) or `group` norm.
+        """
+        super().__init__()
+        self.body = ResNet(name, stem_channels=stem_channels, norm=norm)
+        self.fpn = FeaturePyramidNetwork(self.body.out_channels, fpn_channels, extra_blocks=LastLevelMaxPool())
+        self.freeze_depth = freeze_depth
+        for modules in self.body.stages()[:freeze_depth]:
+            for module in modules:
+                module.requires_grad_(False)
+
+    def forward(self, x_B3HW: Tensor) -> list[Tensor]:
+        """Return P2..P6 of normalised images; frozen stages record no graph."""
+        levels: OrderedDict[str, Tensor] = OrderedDict()
+        x = x_B3HW
+        for number in range(5):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.freeze_depth):
+                x = self.body.run_stage(number, x)
+            if number:
+                levels[str(number - 1)] = x
+        return list(self.fpn(levels).values())
+
+
+def _build_group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+
+
+def _build_stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    channels: int,
+    planes: int,
+    count: int,
+    stride: int,
+    norm: Callable[[int], nn.Module],
+) -> nn.Sequential:
+    """Chain `count` residual blocks; the first one changes stride and width, if they change."""
+    width = planes * block.expansion
+    shortcut = None
+    if stride != 1 or channels != width:
+        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride=stride, bias=False), norm(width))
+    first = block(channels, planes, stride, shortcut, norm_layer=norm)
+    return nn.Sequential(first, *(block(width, planes, norm_layer=norm) for _ in range(count - 1)))

@@ -1,0 +1,42 @@
+"""The seam that every model family implements: `loss` for training, `predict` for everything else.
+
+Training and evaluation know models only through this class, so a new family needs no change there.
+`tests/models/test_segmentation_model_contract.py` holds what every family must keep.
+
+Shapes: B images in a batch, H and W an image's height and width (any, also different ones in one
+batch), N instances.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from cityopt.models.masks import Prediction
+
+Target = Mapping[str, Tensor]
+"""`boxes_xyxy (N, 4) float32` px, `classes (N,) int64 in 1..8`, `instance_map (H, W) int32`: 0 or i + 1."""
+
+
+class SegmentationModel(nn.Module, ABC):
+    """A network that finds instances in street scenes."""
+
+    task: str
+    """What the network predicts: `instance`."""
+
+    @abstractmethod
+    def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the named loss terms, scalars whose sum is trained on.
+
+        Args:
+            images: B tensors `(3, H, W)` float32 in [0, 1], RGB.
+            targets: One per image, on the same device. Zero instances are fine: the terms stay finite.
+        """
+
+    @abstractmethod
+    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
+        """Return one prediction per image, best score first, at the size of the image; no gradients.
+
+        Args:
+            images: B tensors `(3, H, W)` float32 in [0, 1], RGB.
+        """
