@@ -1,0 +1,241 @@
+"""Decode and resize images and rasters once, into memory maps that every worker of every trial shares.
+
+Stands between the PNGs and the loaders: reading a frame is then a copy from the page cache. A cache is a folder
+named after everything that decides its content; it appears by one rename, when it is whole.
+
+    <folder>/<key>/images.npy     (N, H, W, 3) uint8, RGB; Pillow's bilinear filter, which antialiases when it shrinks
+    <folder>/<key>/instances.npy  (N, H, W) uint16, raw instanceIds, nearest pixel; zeros where there is no label
+    <folder>/<key>/meta.json      names, size, checksums
+
+Shapes: N images, H, W height and width in pixels.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cityopt.data.cityscapes import Frame, Progress, check_same_size, read_image, read_instance_ids
+from cityopt.errors import StoreError
+
+_LOG = logging.getLogger("cityopt")
+_VERSION = "1 bilinear nearest"
+"""Format and interpolation; part of the key."""
+_NUM_CHECKED = 8
+"""Frames whose checksum is verified when a cache is opened."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCache:
+    """The images and rasters of N frames, by ascending name. It is pickled as its path, never as its content."""
+
+    path: Path
+    names: tuple[str, ...]
+    images: NDArray[np.uint8]
+    """(N, H, W, 3) memory map, RGB."""
+    instances: NDArray[np.uint16]
+    """(N, H, W) memory map of raw instanceIds."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_cache, (self.path,)
+
+    def find(self, names: Sequence[str]) -> list[int]:
+        """Return the indices of names, in their order. Raises StoreError: a name that the cache lacks."""
+        index = {name: number for number, name in enumerate(self.names)}
+        missing = [name for name in names if name not in index]
+        if missing:
+            raise StoreError(
+                f"the cache {self.path} lacks {missing[0]} and {len(missing) - 1} more. Remove the folder."
+            )
+        return [index[name] for name in names]
+
+
+def open_cache(
+    frames: Sequence[Frame],
+    *,
+    size: tuple[int, int],
+    folder: Path,
+    fingerprint: str,
+    progress: Progress | None = None,
+    workers: int = 2,
+) -> ImageCache:
+    """Open the cache of frames at (height, width), and build it first if there is none or it is damaged.
+
+    Processes that want the same cache at once get it from the first; what a killed one left behind is removed.
+    Building decodes in `workers` threads. Raises DataError (a file is missing, broken or of another size) and
+    StoreError (folder not writable, disk full); neither leaves anything behind.
+    """
+    frames = sorted(frames, key=lambda frame: frame.name)
+    path = folder / _make_key(frames, size, fingerprint)
+    try:
+        return load_cache(path)
+    except StoreError as error:
+        reason = error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            return _load_or_build(path, frames, size, progress, workers, reason)
+    except OSError as error:
+        raise StoreError(
+            f"the cache cannot be written to {folder}: {error}. Choose another store with --store."
+        ) from error
+
+
+def load_cache(path: Path) -> ImageCache:
+    """Open a cache that exists. Raises StoreError: not there, truncated, or not what was once written."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        names = tuple(meta["names"])
+        images = np.load(path / "images.npy", mmap_mode="r")
+        instances = np.load(path / "instances.npy", mmap_mode="r")
+        shape = (len(names), *meta["size"])
+        if (images.shape, images.dtype) != ((*shape, 3), np.uint8) or (instances.shape, instances.dtype) != (
+            shape,
+            np.uint16,
+        ):
+            raise ValueError(f"its arrays are not of {shape}")
+        for index in {*np.linspace(0, len(names) - 1, _NUM_CHECKED, dtype=int).tolist()}:
+            if _sum_up(images[index], instances[index]) != meta["checksums"][index]:
+                raise ValueError(f"{names[index]} has another checksum than when it was written")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise StoreError(f"{path} must be a whole image cache, but cannot be opened: {error}. Remove it.") from error
+    return ImageCache(path, names, images, instances)
+
+
+def _load_or_build(
+    path: Path,
+    frames: Sequence[Frame],
+    size: tuple[int, int],
+    progress: Progress | None,
+    workers: int,
+    reason: Exception,
+) -> ImageCache:
+    """Build a cache unless another process did meanwhile. Only the holder of the lock comes here."""
+    if path.exists():
+        try:
+            return load_cache(path)
+        except StoreError:
+            _LOG.warning("%s The cache is built again.", reason)
+            shutil.rmtree(path)
+    partial = path.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    needed = len(frames) * size[0] * size[1] * 5
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise StoreError(
+            f"the cache of {len(frames)} images of {size[0]} x {size[1]} needs {needed / 2**30:.1f} GiB, but "
+            f"{path.parent} has {free / 2**30:.1f}. Choose another store with --store, or a smaller data.size or "
+            "data.num_images."
+        )
+    try:
+        partial.mkdir()
+        _write_cache(partial, frames, size, progress, workers)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load_cache(path)
+
+
+def _write_cache(
+    partial: Path, frames: Sequence[Frame], size: tuple[int, int], progress: Progress | None, workers: int
+) -> None:
+    checksums = []
+    shape = (len(frames), *size)
+    with (partial / "images.npy").open("wb") as images, (partial / "instances.npy").open("wb") as instances:
+        _write_header(images, (*shape, 3), np.uint8)
+        _write_header(instances, shape, np.uint16)
+        for image, raster in _decode_frames(frames, size, workers):
+            images.write(image.data)
+            instances.write(raster.data)
+            checksums.append(_sum_up(image, raster))
+            if progress:
+                progress(len(checksums), len(frames))
+        for file in (images, instances):
+            file.flush()
+            os.fsync(file.fileno())
+    meta = {"names": [frame.name for frame in frames], "size": size, "checksums": checksums}
+    (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _decode_frames(
+    frames: Sequence[Frame], size: tuple[int, int], workers: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint16]]]:
+    """Decode frames in threads (Pillow lets others run meanwhile), a few ahead of whoever consumes them."""
+    changed = False
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(frames), 4 * workers):
+            for image, raster, aspect in pool.map(
+                lambda f: _decode_frame(f, size), frames[start : start + 4 * workers]
+            ):
+                if not changed and abs(aspect * size[0] / size[1] - 1) > 0.02:
+                    _LOG.warning("`data.size` %d x %d distorts images of width / height %.3f", *size, aspect)
+                    changed = True
+                yield image, raster
+
+
+def _decode_frame(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint16], float]:
+    """Return image, raster, and the width of the original by its height."""
+    image = read_image(frame.image)
+    height, width = image.shape[:2]
+    if (height, width) != size:
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        small: NDArray[np.uint8] = np.asarray(resized)
+    else:
+        small = image
+    if frame.instance_ids is None:
+        return small, np.zeros(size, dtype=np.uint16), width / height
+    raster = read_instance_ids(frame.instance_ids)
+    check_same_size(frame.image, image.shape, frame.instance_ids, raster.shape)
+    return small, _resize_raster(raster, size), width / height
+
+
+def _resize_raster(raster: NDArray[np.uint16], size: tuple[int, int]) -> NDArray[np.uint16]:
+    """Take for each new pixel the old one under its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(size, raster.shape, strict=True)
+    )
+    return np.ascontiguousarray(raster[rows][:, columns])
+
+
+def _make_key(frames: Sequence[Frame], size: tuple[int, int], fingerprint: str) -> str:
+    lines = [_VERSION, fingerprint, str(size)]
+    lines += [f"{frame.name} {frame.instance_ids.name if frame.instance_ids else None}" for frame in frames]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return f"{size[0]}x{size[1]}-{digest}"
+
+
+def _sum_up(image: NDArray[np.uint8], raster: NDArray[np.uint16]) -> int:
+    return zlib.crc32(raster.data, zlib.crc32(image.data))
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process dies. Waits for another holder, and says so."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.warning("waiting for another process that builds the same image cache (%s)", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

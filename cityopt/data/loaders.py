@@ -1,0 +1,106 @@
+"""Batches of cached images with their training targets, the same to the last bit however they are loaded.
+
+Stands between cache and training loop (and evaluation, without augmentation). Order and augmentation derive from
+(seed, epoch, image) alone, so neither the number of workers nor an earlier epoch can change them.
+
+Shapes: B images of a batch, H, W height and width in pixels, N instances of an image.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cityopt.config import DataConfig
+from cityopt.data.augment import augment_sample
+from cityopt.data.cache import ImageCache
+from cityopt.data.targets import find_instances
+from cityopt.runtime import derive_seed
+
+Target = dict[str, Tensor]
+"""`boxes_xyxy` (N, 4) float32 pixels, `classes` (N,) int64 in 1 … 8, `instance_map` (H, W) int32: i + 1 where i is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images, their targets, and their indices in the cache."""
+
+    images: list[Tensor]
+    """(3, H, W) uint8 each."""
+    targets: list[Target]
+    indices: list[int]
+
+    def pin_memory(self) -> "Batch":
+        """Return a copy in page-locked memory; DataLoader calls this where batches go to CUDA."""
+        targets = [{key: value.pin_memory() for key, value in target.items()} for target in self.targets]
+        return Batch([image.pin_memory() for image in self.images], targets, self.indices)
+
+
+def build_loader(
+    cache: ImageCache,
+    indices: Sequence[int],
+    *,
+    data: DataConfig,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    train: bool,
+    device: torch.device | str = "cpu",
+) -> Iterable[Batch]:
+    """Return the batches of one epoch over cached images.
+
+    In training they are shuffled and augmented, and an incomplete last batch is dropped unless it is the only one;
+    otherwise they come in the order of `indices`, as they are, to the last one. No index, no batch.
+    """
+    order = list(indices)
+    if train:
+        order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(order).tolist()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if train and len(batches) > 1 and len(batches[-1]) < batch_size:
+        batches.pop()
+    return DataLoader(
+        _Samples(cache, data, seed, epoch, train),
+        batch_sampler=batches,
+        num_workers=data.num_workers,
+        collate_fn=_collate_samples,
+        pin_memory=torch.device(device).type == "cuda",
+        generator=torch.Generator(),  # else each epoch would draw from torch's global generator
+    )
+
+
+_Sample = tuple[Tensor, Target, int]
+
+
+class _Samples(Dataset[_Sample]):
+    def __init__(self, cache: ImageCache, data: DataConfig, seed: int, epoch: int, train: bool) -> None:
+        self.cache, self.data, self.seed, self.epoch, self.train = cache, data, seed, epoch, train
+
+    def __getitem__(self, index: int) -> _Sample:
+        image = torch.from_numpy(np.array(self.cache.images[index])).permute(2, 0, 1)
+        raster = torch.from_numpy(self.cache.instances[index].astype(np.int32))
+        if self.train:
+            rng = np.random.default_rng(derive_seed(self.seed, "augment", self.epoch, index))
+            image, raster = augment_sample(
+                image, raster, rng, hflip=self.data.hflip, scale_jitter=self.data.scale_jitter
+            )
+        found = find_instances(raster.numpy())
+        target = {
+            "boxes_xyxy": torch.from_numpy(found.boxes_xyxy),
+            "classes": torch.from_numpy(found.classes),
+            "instance_map": torch.from_numpy(found.instance_map),
+        }
+        return image, target, index
+
+
+def _collate_samples(samples: Sequence[_Sample]) -> Batch:
+    """Make a batch of samples: four tensors cut into views, since a worker sends each tensor by a file descriptor."""
+    images, targets, indices = zip(*samples, strict=True)
+    counts = [len(target["classes"]) for target in targets]
+    boxes = torch.split(torch.cat([target["boxes_xyxy"] for target in targets]), counts)
+    classes = torch.split(torch.cat([target["classes"] for target in targets]), counts)
+    maps = torch.stack([target["instance_map"] for target in targets])
+    joined = [{"boxes_xyxy": boxes[i], "classes": classes[i], "instance_map": maps[i]} for i in range(len(samples))]
+    return Batch(list(torch.stack(images)), joined, list(indices))

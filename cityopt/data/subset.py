@@ -1,0 +1,142 @@
+"""Pick images of a dataset by a rule: a city-disjoint holdout, a nested subset, or all.
+
+Stands between the facts of data/cityscapes.py and everything that trains or validates. The choice depends on names,
+cities, class counts and the seed alone: not on the order of files, the machine or a library's random numbers.
+"""
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from cityopt.config import ImageSet
+from cityopt.data.cityscapes import FrameFacts
+from cityopt.errors import DataError
+
+_LOG = logging.getLogger("cityopt")
+_DRAWS = 200
+"""Random draws of cities among which the best holdout is taken."""
+
+
+def pick_images(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[str]:
+    """Return the names of the images that a rule picks, sorted.
+
+    `facts` are those of the whole split. `holdout` is whole cities, drawn from the seed until they hold about
+    `holdout_fraction` of the images, so that every class is in both parts where the data allows it; a dataset of one
+    city gives the last frames of its sequence instead, and a warning. `subset` is the rest. With `num_images` n, the
+    choice for n is part of the choice for n + 1; every class is in it if n images can show them all, and cities share
+    it in proportion. Of a holdout, `num_images` is the most it may have.
+
+    Raises DataError: no images, a single one to divide, or fewer than `num_images`.
+    """
+    chosen = [fact for fact in facts if fact.split == image_set.split]
+    if not chosen:
+        raise DataError(
+            f"split {image_set.split} must have images to pick from, but has none. Run `cityopt data check`."
+        )
+    if image_set.part != "all":
+        holdout = _pick_holdout(chosen, image_set.holdout_fraction, image_set.seed)
+        chosen = [fact for fact in chosen if (fact.name in holdout) == (image_set.part == "holdout")]
+    count = image_set.num_images
+    if count is not None and count > len(chosen) and image_set.part != "holdout":
+        raise DataError(
+            f"`data.num_images` must be at most {len(chosen)}, the images of {image_set.split} outside the holdout, "
+            f"but got {count}. Use null to take all."
+            if image_set.part == "subset"
+            else f"split {image_set.split} must have {count} images, but has {len(chosen)}. Ask for fewer, or for all."
+        )
+    return sorted(fact.name for fact in _order_images(chosen, image_set.seed)[:count])
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """Return 16 hex digits that tell one set of images from another, whatever its order."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(set(names))).encode()).hexdigest()[:16]
+
+
+def _pick_holdout(facts: Sequence[FrameFacts], fraction: float, seed: int) -> set[str]:
+    """Return the names of the images to hold out; at least one image stays on either side."""
+    if len(facts) < 2:
+        raise DataError(f"a holdout needs at least 2 images, but the dataset has {len(facts)}. Add images.")
+    target = fraction * len(facts)
+    cities: dict[str, list[FrameFacts]] = defaultdict(list)
+    for fact in facts:
+        cities[fact.city].append(fact)
+    if len(cities) == 1:
+        count = min(max(1, round(target)), len(facts) - 1)
+        _LOG.warning(
+            "all images are of one city: its last %d frames are the holdout, which may resemble the rest", count
+        )
+        return {fact.name for fact in sorted(facts, key=lambda fact: fact.name)[-count:]}
+    draws = [_draw_cities(cities, target, f"{seed}/{number}") for number in range(_DRAWS)]
+    held = min(draws, key=lambda draw: _judge_draw(cities, draw, target))
+    names = {fact.name for city in held for fact in cities[city]}
+    if not 0.5 <= len(names) / target <= 2:
+        _LOG.warning("whole cities make a holdout of %d images where %.0f were wanted", len(names), target)
+    return names
+
+
+def _draw_cities(cities: dict[str, list[FrameFacts]], target: float, salt: str) -> set[str]:
+    """Take cities in random order as long as each brings the number of images nearer to the target."""
+    held: set[str] = set()
+    total = 0
+    for city in sorted(cities, key=lambda city: _rank(salt, city)):
+        grown = total + len(cities[city])
+        if abs(grown - target) < abs(total - target) and len(held) < len(cities) - 1:
+            held.add(city)
+            total = grown
+    return held or {min(cities, key=lambda city: (len(cities[city]), _rank(salt, city)))}
+
+
+def _judge_draw(cities: dict[str, list[FrameFacts]], held: set[str], target: float) -> tuple[int, float]:
+    """Return what a good holdout has little of: classes missing on a side, and distance from the target in tenths."""
+    sides = [0, 0]
+    for city, facts in cities.items():
+        for fact in facts:
+            sides[city in held] |= _class_bits(fact)
+    missing = sum((sides[0] | sides[1]).bit_count() - side.bit_count() for side in sides)
+    size = sum(len(cities[city]) for city in held)
+    return missing, round(abs(size - target) / target, 1)
+
+
+def _order_images(facts: Sequence[FrameFacts], seed: int) -> list[FrameFacts]:
+    """Order images so that every beginning is a good choice: first the fewest that show all classes, then by share.
+
+    Inside a city the order is random; the i-th of a city's m images goes to (i + 1/2) / m of the whole.
+    """
+    ranked = sorted(facts, key=lambda fact: _rank(str(seed), fact.name))
+    first = _cover_classes(ranked)
+    places: dict[str, float] = {}
+    by_city: dict[str, list[str]] = defaultdict(list)
+    for fact in (*first, *(fact for fact in ranked if fact not in first)):
+        by_city[fact.city].append(fact.name)
+    for names in by_city.values():
+        places.update((name, (index + 0.5) / len(names)) for index, name in enumerate(names))
+    rest = [fact for fact in ranked if fact not in first]
+    return [*first, *sorted(rest, key=lambda fact: places[fact.name])]
+
+
+def _cover_classes(facts: Sequence[FrameFacts]) -> list[FrameFacts]:
+    """Return as few images as possible that together show every class that any shows, the richest first.
+
+    Goes breadth first through the sets of classes that k images can show; there are at most 256.
+    """
+    examples: dict[int, FrameFacts] = {}
+    for fact in facts:
+        examples.setdefault(_class_bits(fact), fact)
+    wanted = 0
+    for bits in examples:
+        wanted |= bits
+    reached: dict[int, list[FrameFacts]] = {0: []}
+    while wanted not in reached:
+        for shown, chosen in list(reached.items()):
+            for bits, fact in examples.items():
+                reached.setdefault(shown | bits, [*chosen, fact])
+    return sorted(reached[wanted], key=lambda fact: -_class_bits(fact).bit_count())
+
+
+def _class_bits(fact: FrameFacts) -> int:
+    return sum(1 << index for index, count in enumerate(fact.class_counts) if count)
+
+
+def _rank(salt: str, name: str) -> bytes:
+    return hashlib.sha256(f"{salt}/{name}".encode()).digest()
