@@ -1,0 +1,140 @@
+"""Checkpoints: one file that continues a training or rebuilds its model, with nothing else at hand.
+
+A file holds the model, the optimiser, all generator states, the resolved config with its anchors, the
+environment and the `TrainingState` with every record of the metrics history. It is written whole or not
+at all, and read with `weights_only`: a checkpoint can hold numbers and text, never code.
+"""
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from cityopt.config import RunConfig, validate
+from cityopt.errors import ConfigError, TrainingError, WeightsError
+from cityopt.models.build import SegmentationModel, build_model
+from cityopt.runtime import capture_rng
+
+FORMAT = "cityopt-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """The metrics of one finished epoch and when they were first recorded (milliseconds since 1970)."""
+
+    epoch: int
+    time_ms: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class TrainingState:
+    """How far a training has come. Epochs count from 1; 0 means that none is finished."""
+
+    epoch: int = 0
+    step: int = 0
+    """Optimiser steps done, which the learning rate follows from."""
+    seconds: float = 0.0
+    """Time spent on the finished epochs, over all attempts."""
+    best_epoch: int = 0
+    best_value: float | None = None
+    history: list[EpochRecord] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: TrainingState,
+    config: RunConfig,
+    environment: Mapping[str, str],
+) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises TrainingError `disk`: the disk is full or the folder cannot be written; an earlier file stays as it was.
+    """
+    content = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "environment": dict(environment),
+        "state": asdict(state),
+        "rng": capture_rng(),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch reports a failed write its own way
+        if not isinstance(cause, OSError):
+            raise
+        partial.unlink(missing_ok=True)
+        raise TrainingError("disk", f"the checkpoint {path} must be written, but {cause}. Free some space.") from error
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
+    partial = _partial(target)
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Returns the keys `config` (plain data), `environment`, `state` (TrainingState), `rng`, `model`, `optimizer`.
+
+    Raises WeightsError: no such file, truncated, or not a checkpoint of cityopt.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no checkpoint {path}.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path} must be a checkpoint of cityopt, but cannot be read: {_first_line(error)}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise WeightsError(f"{path} must be a checkpoint of cityopt ({FORMAT}), but holds something else.")
+    state = content["state"]
+    content["state"] = TrainingState(**{**state, "history": [EpochRecord(**record) for record in state["history"]]})
+    return content
+
+
+def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
+    """Rebuild the model of a checkpoint on the CPU, in evaluation mode, and the config it was trained with.
+
+    Nothing is downloaded. Raises WeightsError: as `load_checkpoint`, or weights that do not fit the config inside.
+    """
+    content = load_checkpoint(path)
+    try:
+        config = validate(RunConfig, content["config"], origin=str(path))
+        model = build_model(config.model, state=content["model"])
+    except (ConfigError, RuntimeError) as error:
+        raise WeightsError(f"{path} does not fit this version of cityopt: {error}") from error
+    return model.eval(), config
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

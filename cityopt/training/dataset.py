@@ -1,0 +1,97 @@
+"""The images of one training: from a dataset's root and two rules to two caches of decoded pixels.
+
+Whoever needs the dataset's fingerprint or its facts (the coordinator, a worker, `promote`) surveys it here, so
+that all of them see the same one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cityopt.config import ImageSet, RunConfig
+from cityopt.data.cache import ImageCache, open_cache
+from cityopt.data.cityscapes import Frame, FrameFacts, fingerprint, index_split, list_frames, scan_frames
+from cityopt.data.subset import hash_names, pick_images
+from cityopt.errors import ConfigError, DataError
+
+OnCount = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a dataset holds in train and val, without its pixels."""
+
+    root: Path
+    frames: dict[str, Frame]
+    """By name, of both splits."""
+    facts: list[FrameFacts]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The caches of one training; in each of them all images count."""
+
+    train: ImageCache
+    validation: ImageCache
+    train_hash: str
+    """Content hash of the names of the training images: the subset's identity."""
+    validation_hash: str
+    validation_facts: list[FrameFacts]
+    """In the order of the cache."""
+    fingerprint: str
+
+
+def survey_dataset(root: str | Path, cache: Path, on_count: OnCount | None = None) -> Survey:
+    """Index train and val of a dataset and look once into each label; `cache` remembers what was seen.
+
+    A dataset without val is fine here: only promotion and evaluation need it. Raises DataError.
+    """
+    frames = index_split(root, "train")
+    if list_frames(root, "val", "fine"):
+        frames += index_split(root, "val")
+    facts = scan_frames(frames, cache / "facts.json", on_count)
+    return Survey(Path(root), {frame.name: frame for frame in frames}, facts, fingerprint(facts))
+
+
+def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> TrainingData:
+    """Pick the images of a training and open their caches, which are built where they are not there yet.
+
+    Raises ConfigError (no root) and DataError (broken files, another dataset than the config was made for, no
+    image in one of the sets).
+    """
+    if config.data.root is None:
+        raise ConfigError("`data.root` must be the dataset's folder when a training starts, but is null. Give --data.")
+    survey = survey_dataset(config.data.root, Path(config.cache), on_count)
+    if config.fingerprint not in (None, survey.fingerprint):
+        raise DataError(
+            f"the dataset at {survey.root} must be the one the study began with (fingerprint {config.fingerprint}), "
+            f"but has fingerprint {survey.fingerprint}. Restore its files, or begin another study with --name."
+        )
+    train, validation = (pick_facts(survey, image_set) for image_set in (config.train_set, config.validation_set))
+    return TrainingData(
+        train=open_images(survey, train, config, on_count),
+        validation=open_images(survey, validation, config, on_count),
+        train_hash=hash_names(fact.name for fact in train),
+        validation_hash=hash_names(fact.name for fact in validation),
+        validation_facts=validation,
+        fingerprint=survey.fingerprint,
+    )
+
+
+def pick_facts(survey: Survey, image_set: ImageSet) -> list[FrameFacts]:
+    """Return the facts of the images that a rule picks, by ascending name. Raises DataError: there are none."""
+    names = set(pick_images(survey.facts, image_set))
+    return sorted((fact for fact in survey.facts if fact.name in names), key=lambda fact: fact.name)
+
+
+def open_images(survey: Survey, facts: list[FrameFacts], config: RunConfig, on_count: OnCount | None) -> ImageCache:
+    """Open the cache of some images at the config's size, in the order of their names."""
+    return open_cache(
+        [survey.frames[fact.name] for fact in facts],
+        size=config.data.size,
+        folder=Path(config.cache),
+        fingerprint=survey.fingerprint,
+        progress=on_count,
+    )

@@ -1,0 +1,312 @@
+"""`run_training`: the one door to training, for sweeps, finalists, promotion and notebooks.
+
+A run can be killed at any moment and called again with the same config and folder. What is true comes first:
+at the end of an epoch `last.pt` is replaced (it holds the whole metrics history), then the record is appended to
+the tracker, then `on_epoch` hears of it. Whatever a kill cut off is made up for by the next call.
+"""
+
+import errno
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cityopt.config import RunConfig, validate
+from cityopt.data.loaders import build_loader
+from cityopt.errors import ConfigError, DataError, TrainingError
+from cityopt.evaluation.coco_ap import metric_names
+from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
+from cityopt.models.build import build_model
+from cityopt.runtime import (
+    GIB,
+    derive_seed,
+    describe_environment,
+    measure_memory_gib,
+    repeatable,
+    resolve_device,
+    restore_rng,
+    seed_everything,
+    set_threads,
+)
+from cityopt.tracking.run_folder import BEST, LAST, Tracker
+from cityopt.training.checkpoint import (
+    EpochRecord,
+    TrainingState,
+    link_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from cityopt.training.dataset import TrainingData, prepare_data
+from cityopt.training.loop import StepReport, count_steps, train_epoch
+from cityopt.training.optim import build_optimizer
+from cityopt.training.progress import OnProgress, ProgressMeter
+from cityopt.training.provenance import flatten_config, write_provenance
+from cityopt.training.samples import choose_samples, write_overlays
+
+TOTAL_LOSS = "train/loss/total"
+UNSCORED_KEYS = {"study", "name", "kind", "device", "threads", "cache", "data.root", "data.num_workers", "keep"}
+"""Settings that may differ between the attempts of one training."""
+
+OnEpoch = Callable[[int, dict[str, float]], Literal["continue", "stop"]]
+"""Called with a finished epoch, counted from 1, and its metrics."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended."""
+
+    outcome: Literal["complete", "stopped"]
+    """`stopped`: `on_epoch` said so before all epochs were done."""
+    epochs: int
+    """Finished epochs."""
+    best_epoch: int
+    best_value: float
+    """The objective at the best epoch."""
+    metrics: dict[str, float]
+    """Of the epoch whose checkpoint is kept: the best, or with `keep: last` the last."""
+    seconds: float
+    """Spent on the finished epochs, over all attempts."""
+    checkpoint: Path | None
+    """The kept checkpoint; None without a folder."""
+
+
+def run_training(
+    config: RunConfig, tracker: Tracker, on_epoch: OnEpoch, *, on_progress: OnProgress | None = None
+) -> TrainingResult:
+    """Train and validate as the config says, or go on where an earlier call with this folder was cut off.
+
+    After a resumption `on_epoch` hears of the last finished epoch again, since it may never have answered; of
+    earlier ones it does not. On a CPU a resumed run equals an undisturbed one to the last bit.
+
+    Raises:
+        ConfigError: The objective is never reported, the device is absent, the folder holds another training.
+        DataError: The dataset is missing, broken or another one, or the objective has no value on it.
+        WeightsError: Pretrained weights cannot be had.
+        TrainingError: `nan`, `oom` or `disk`.
+    """
+    check_objective(config.metric)
+    device = resolve_device(config.device)
+    set_threads(config.threads)
+    with repeatable(device), naming_failures():
+        progress = ProgressMeter(on_progress, config.training.epochs)
+        trainer = Trainer(config, tracker, prepare_data(config, progress.show), device, progress)
+        trainer.start_or_resume()
+        state, answer = trainer.state, "continue"
+        if state.epoch:
+            answer = on_epoch(state.epoch, state.history[-1].metrics)
+        while state.epoch < config.training.epochs and answer == "continue":
+            metrics = trainer.run_epoch()
+            trainer.save_epoch(metrics)
+            answer = on_epoch(state.epoch, metrics)
+        return trainer.finish()
+
+
+def check_objective(metric: str) -> None:
+    """Check that a training reports the metric. Raises ConfigError that lists those it does report."""
+    valid = [TOTAL_LOSS, *(f"val/{name}" for name in metric_names())]
+    if metric not in valid:
+        raise ConfigError(
+            f"`search.metric` must be one that training reports, but got {metric!r}. Metrics: {', '.join(valid)}."
+        )
+
+
+class Trainer:
+    """One training in progress: the model, its optimiser, how far it has come, and where that is recorded."""
+
+    def __init__(
+        self, config: RunConfig, tracker: Tracker, data: TrainingData, device: torch.device, progress: ProgressMeter
+    ) -> None:
+        """Take what a training needs; the model is built by `start_or_resume`."""
+        self.config, self.tracker, self.data, self.device, self.progress = config, tracker, data, device, progress
+        self.environment = describe_environment(device)
+        self.steps_per_epoch = count_steps(len(data.train), config.training)
+        self.images_per_epoch = min(len(data.train), self.steps_per_epoch * config.training.batch_size)
+        self.state = TrainingState()
+
+    def start_or_resume(self) -> None:
+        """Build model and optimiser, from `last.pt` where there is one, and write down what is being trained."""
+        write_provenance(self.tracker, self.config, self.data, self.environment)
+        last = self._path(LAST)
+        if last is not None and last.exists():
+            self._resume(last)
+            return
+        seed_everything(derive_seed(self.config.seed, "model"))
+        self.model = build_model(self.config.model).to(self.device)
+        self.optimizer = build_optimizer(self.model, self.config.training)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train and validate one epoch and return its metrics; those without a value are left out.
+
+        All randomness of an epoch follows from the run's seed and the epoch's number.
+        """
+        epoch, cpu, begin = self.state.epoch + 1, time.process_time(), time.perf_counter()
+        seed_everything(derive_seed(self.config.seed, "epoch", epoch))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        losses = self._train(epoch)
+        trained = time.perf_counter()
+        scores = self._validate(epoch)
+        end = time.perf_counter()
+        metrics = {f"train/loss/{name}": value for name, value in losses.items()} | scores
+        metrics |= {
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/images_per_s": self.images_per_epoch / (trained - begin),
+            "system/epoch_s": end - begin,
+            "system/val_s": end - trained,
+            "system/rss_gib": measure_memory_gib(),
+            "system/cpu_share": (time.process_time() - cpu) / (end - begin) / self.config.threads,
+        }
+        if self.device.type == "cuda":
+            metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def save_epoch(self, metrics: dict[str, float]) -> None:
+        """Count the epoch as finished: checkpoint first, then the record. Raises DataError: no objective."""
+        state = self.state
+        if self.config.metric not in metrics:
+            raise DataError(
+                f"the objective {self.config.metric} must have a value, but the {len(self.data.validation)} validation "
+                "images hold no such object. Validate on more images or choose another `search.metric`."
+            )
+        state.epoch += 1
+        state.step += self.steps_per_epoch
+        state.seconds += metrics["system/epoch_s"]
+        state.history.append(EpochRecord(state.epoch, time.time_ns() // 1_000_000, metrics))
+        if self._is_better(metrics[self.config.metric]):
+            state.best_epoch, state.best_value = state.epoch, metrics[self.config.metric]
+        self._write_checkpoints()
+        self._log(state.history[-1])
+
+    def finish(self) -> TrainingResult:
+        """Draw what the kept model sees, and sum up."""
+        state = self.state
+        kept = state.best_epoch if self.config.keep == "best" else state.epoch
+        checkpoint = self._path(BEST if self.config.keep == "best" else LAST)
+        if checkpoint is not None:
+            if kept != state.epoch:
+                self.model.load_state_dict(load_checkpoint(checkpoint)["model"])
+            samples = choose_samples(self.data.validation_facts)
+            write_overlays(self.tracker, self.model, self.data.validation, samples, self.device)
+        assert state.best_value is not None
+        return TrainingResult(
+            outcome="complete" if state.epoch == self.config.training.epochs else "stopped",
+            epochs=state.epoch,
+            best_epoch=state.best_epoch,
+            best_value=state.best_value,
+            metrics=state.history[kept - 1].metrics,
+            seconds=state.seconds,
+            checkpoint=checkpoint,
+        )
+
+    def _train(self, epoch: int) -> dict[str, float]:
+        training = self.config.training
+        self.progress.begin("train", epoch, self.steps_per_epoch, self.state.best_value)
+        batches = build_loader(
+            self.data.train,
+            range(len(self.data.train)),
+            data=self.config.data,
+            batch_size=training.batch_size // training.accumulation,
+            seed=self.config.seed,
+            epoch=epoch,
+            train=True,
+            device=self.device,
+        )
+
+        def show(report: StepReport) -> None:
+            steps = self.steps_per_epoch
+            self.progress.show(report.step, steps, loss=report.loss, images_per_s=report.images_per_s)
+
+        return train_epoch(
+            self.model,
+            batches,
+            self.optimizer,
+            training,
+            device=self.device,
+            first_step=self.state.step,
+            num_steps=self.steps_per_epoch * training.epochs,
+            on_step=show,
+        )
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        cache = self.data.validation
+        self.progress.begin("validate", epoch, len(cache), self.state.best_value)
+        seen = iter(range(1, len(cache) + 1))
+        return evaluate_model(
+            self.model,
+            cache,
+            range(len(cache)),
+            device=self.device,
+            batch_size=choose_batch_size(self.config.data.size),
+            on_image=lambda *_: self.progress.show(next(seen), len(cache)),
+        )
+
+    def _resume(self, last: Path) -> None:
+        """Take up `last.pt`, and make up for what a kill cut off after it was written."""
+        content = load_checkpoint(last)
+        check_same_training(self.config, content["config"], last)
+        self.model = build_model(self.config.model, state=content["model"]).to(self.device)
+        self.optimizer = build_optimizer(self.model, self.config.training)
+        self.optimizer.load_state_dict(content["optimizer"])
+        restore_rng(content["rng"])
+        self.state = content["state"]
+        if self.state.best_epoch == self.state.epoch:
+            link_checkpoint(last, last.with_name(BEST))
+        for record in self.state.history:
+            self._log(record)  # the tracker keeps what it has: only what is missing is added, under its old time
+
+    def _write_checkpoints(self) -> None:
+        last = self._path(LAST)
+        if last is None:
+            return
+        save_checkpoint(
+            last,
+            model=self.model,
+            optimizer=self.optimizer,
+            state=self.state,
+            config=self.config,
+            environment=self.environment,
+        )
+        if self.state.best_epoch == self.state.epoch:
+            link_checkpoint(last, last.with_name(BEST))
+
+    def _log(self, record: EpochRecord) -> None:
+        self.tracker.log_metrics(record.metrics, step=record.epoch, time_ms=record.time_ms)
+
+    def _is_better(self, value: float) -> bool:
+        best = self.state.best_value
+        return best is None or (value > best if self.config.direction == "maximize" else value < best)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.tracker.folder is None else self.tracker.folder / name
+
+
+def check_same_training(config: RunConfig, found: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint is of the training that a config describes. Raises ConfigError: what differs."""
+    wanted = flatten_config(config)
+    present = flatten_config(validate(RunConfig, found, origin=str(path)))
+    differing = [key for key, value in wanted.items() if value != present[key] and key not in UNSCORED_KEYS]
+    if differing:
+        texts = ", ".join(f"{key} = {present[key]!r} where {wanted[key]!r} is asked for" for key in differing)
+        raise ConfigError(f"{path} must be of the training that goes on there, but has {texts}. Remove the folder.")
+
+
+@contextmanager
+def naming_failures() -> Iterator[None]:
+    """Give memory and disk that ran out the reason that a study records."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError("oom", f"memory ran out. Lower training.batch_size or data.size. {error}") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError("oom", f"memory ran out. Lower training.batch_size or data.size. {error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError("disk", f"the disk is full. Free some space. {error}") from error
