@@ -1,0 +1,270 @@
+"""Mirrors run folders into MLflow, from a thread of the coordinator.
+
+Each pass over a folder sends what is new: params, metrics from a byte offset on (with their original times),
+artifacts; once the run has ended, its log, its best checkpoint and its final status, last of all. What has arrived
+is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be sent again, never
+lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of it is there:
+`catch_up` looks for exactly those.
+
+    ending.json     how the run ends in MLflow, from `end`
+    shipped.json    what MLflow has, from the thread
+"""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cityopt.errors import StoreError
+from cityopt.tracking.mlflow_store import MlflowStore, RefusedError, RunEnd
+from cityopt.tracking.run_folder import ARTIFACTS, BEST, LOG, PARAMS, read_json, read_records, write_json
+
+ENDING, SHIPPED = "ending.json", "shipped.json"
+CHECKPOINT = f"checkpoints/{BEST}"
+_SLOWEST_RETRY_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Shipped:
+    """What MLflow has of a run. `stamps` are sizes and change times of the files that were sent."""
+
+    offset: int = 0
+    stamps: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A run whose folder is mirrored. `problem` is what the last try met."""
+
+    run_id: str
+    folder: Path
+    shipped: _Shipped
+    ended: bool
+    problem: str = ""
+    num_failures: int = 0
+    next_try: float = 0.0
+
+
+class Shipper:
+    """The thread that mirrors run folders. No failure of MLflow reaches the caller; `problem` tells of it.
+
+    `interval_s` is the time between two looks at a folder that changes; an end is sent at once.
+    """
+
+    def __init__(self, store: MlflowStore, interval_s: float = 1.0) -> None:
+        self._store, self._interval_s = store, interval_s
+        self._watched: dict[str, _Watched] = {}
+        self._studies: list[str] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._problem = ""
+        self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
+        self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """Return why MLflow lags behind, or what it refused for good; empty when neither holds."""
+        with self._changed:
+            return next((run.problem for run in self._watched.values() if run.problem), self._problem)
+
+    def watch(self, run_id: str, folder: Path) -> None:
+        """Mirror a folder from now on. An end that it had is void: the run goes on."""
+        (folder / ENDING).unlink(missing_ok=True)
+        self._add(run_id, folder, ended=False)
+
+    def end(
+        self,
+        run_id: str,
+        status: RunEnd,
+        tags: Mapping[str, object] | None = None,
+        *,
+        folder: Path | None = None,
+        end_ms: int | None = None,
+    ) -> None:
+        """Send the rest of a run, then its final tags and status. Returns at once; the end outlives a kill.
+
+        `folder` is needed for a run that is not watched; it is the run's folder in the store by default.
+        """
+        known = self._watched.get(run_id)
+        path = folder or (known.folder if known else self._store.runs / run_id)
+        path.mkdir(parents=True, exist_ok=True)
+        moment = time.time_ns() // 1_000_000 if end_ms is None else end_ms
+        texts = {name: str(value) for name, value in (tags or {}).items()}
+        write_json(path / ENDING, {"status": status, "tags": texts, "end_ms": moment})
+        self._add(run_id, path, ended=True)
+
+    def catch_up(self, study: str) -> None:
+        """Send what MLflow misses of a study's earlier runs, as soon as MLflow can be reached. Returns at once."""
+        with self._changed:
+            self._studies.append(study)
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until MLflow has every ended run whole. Says whether that was so in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._has_work(), timeout_s)
+
+    def close(self, timeout_s: float = 30.0) -> bool:
+        """Send what there is once more, then end the thread. Says whether MLflow has all of it.
+
+        What it has not is sent by the next `catch_up`.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive() and not self.problem and not self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(self._studies) or any(run.ended for run in self._watched.values())
+
+    def _add(self, run_id: str, folder: Path, *, ended: bool) -> None:
+        with self._changed:
+            if run_id in self._watched:
+                self._watched[run_id].ended = ended
+            else:
+                self._watched[run_id] = _Watched(run_id, folder, _read_shipped(folder), ended)
+            if ended:
+                self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                closing = self._closing
+                studies, runs = list(self._studies), list(self._watched.values())
+            for study in studies:
+                self._look_for_runs(study)
+            now = time.monotonic()
+            for run in runs:
+                if closing or run.next_try <= now:
+                    self._try_to_ship(run)
+            with self._changed:
+                self._changed.notify_all()
+                if closing:
+                    return
+                self._changed.wait_for(self._is_urgent, self._interval_s)
+
+    def _is_urgent(self) -> bool:
+        return self._closing or any(run.ended and not run.num_failures for run in self._watched.values())
+
+    def _look_for_runs(self, study: str) -> None:
+        try:
+            run_ids = self._store.list_running(study)
+        except StoreError as error:
+            self._problem = str(error)
+            return
+        self._problem = ""
+        for run_id in run_ids:
+            folder = self._store.runs / run_id
+            if run_id not in self._watched and folder.is_dir():
+                self._add(run_id, folder, ended=(folder / ENDING).is_file())
+        with self._changed:
+            self._studies.remove(study)
+
+    def _try_to_ship(self, run: _Watched) -> None:
+        try:
+            is_whole = self._ship(run)
+        except RefusedError as error:
+            self._back_off(run, error)
+            is_whole = self._give_up(run, str(error))
+        except Exception as error:
+            if not isinstance(error, StoreError | OSError):
+                _log.exception("cannot mirror %s into MLflow", run.folder)
+            self._back_off(run, error)
+            return
+        else:
+            run.problem, run.num_failures, run.next_try = "", 0, 0.0
+        if is_whole:
+            with self._changed:
+                if run.ended:
+                    del self._watched[run.run_id]
+
+    def _back_off(self, run: _Watched, error: Exception) -> None:
+        run.problem = f"{error} The run's folder keeps everything: {run.folder}"
+        run.num_failures += 1
+        run.next_try = time.monotonic() + min(2.0**run.num_failures * self._interval_s, _SLOWEST_RETRY_S)
+
+    def _give_up(self, run: _Watched, problem: str) -> bool:
+        """End a run whose data MLflow refuses for good. Says whether that is all that can be done."""
+        ending = read_json(run.folder / ENDING)
+        if ending is None:
+            return False
+        self._problem = problem
+        with contextlib.suppress(StoreError):
+            self._store.finish_run(run.run_id, ending["status"], end_ms=ending["end_ms"])
+        return True
+
+    def _ship(self, run: _Watched) -> bool:
+        """Send what is new and say whether the run is whole.
+
+        The end is read first: all that a run records is there before it.
+        """
+        ending = read_json(run.folder / ENDING)
+        self._ship_records(run, ending["tags"] if ending else {})
+        files = {path.relative_to(run.folder / ARTIFACTS).as_posix(): path for path in _list_artifacts(run.folder)}
+        if ending:
+            files |= {LOG: run.folder / LOG, CHECKPOINT: run.folder / BEST}
+        self._ship_files(run, files)
+        if ending:
+            self._store.finish_run(run.run_id, ending["status"], end_ms=ending["end_ms"])
+        elif run.ended:
+            raise StoreError(f"{run.folder / ENDING} must be there until MLflow has the run, but it is gone.")
+        return ending is not None
+
+    def _ship_records(self, run: _Watched, tags: Mapping[str, object]) -> None:
+        records, offset = read_records(run.folder, run.shipped.offset)
+        stamp = _stamp(run.folder / PARAMS)
+        params = {}
+        if stamp and stamp != run.shipped.stamps.get(PARAMS):
+            params = read_json(run.folder / PARAMS) or {}
+        if not (records or params or tags):
+            return
+        self._store.log(run.run_id, records=records, params=params, tags=tags)
+        run.shipped.offset = offset
+        if params:
+            run.shipped.stamps[PARAMS] = stamp
+        _write_shipped(run)
+
+    def _ship_files(self, run: _Watched, files: Mapping[str, Path]) -> None:
+        stamps = {name: _stamp(path) for name, path in files.items()}
+        changed = {name: stamp for name, stamp in stamps.items() if stamp and stamp != run.shipped.stamps.get(name)}
+        for name, stamp in changed.items():
+            self._store.put_artifact(run.run_id, files[name], name)
+            run.shipped.stamps[name] = stamp
+        if changed:
+            _write_shipped(run)
+
+
+def _list_artifacts(folder: Path) -> list[Path]:
+    paths = sorted((folder / ARTIFACTS).rglob("*"))
+    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes when a file is replaced; empty without one."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_shipped(folder: Path) -> _Shipped:
+    """Read what MLflow has. A file that a power cut left unreadable counts as none: all is sent again."""
+    with contextlib.suppress(StoreError, TypeError):
+        content: dict[str, Any] | None = read_json(folder / SHIPPED)
+        if content is not None:
+            return _Shipped(**content)
+    return _Shipped()
+
+
+def _write_shipped(run: _Watched) -> None:
+    partial = run.folder / f".{SHIPPED}.partial"
+    partial.write_text(json.dumps(asdict(run.shipped)))
+    partial.replace(run.folder / SHIPPED)

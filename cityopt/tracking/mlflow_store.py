@@ -1,0 +1,311 @@
+"""MLflow behind one class: the database of a store, experiments, runs, and what is logged to them.
+
+One study is one experiment with one parent run; trials and promotions are its children. Only the modules
+`mlflow_*` know MLflow. It takes three seconds to import, so it is imported where it is first used.
+"""
+
+import fcntl
+import getpass
+import json
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from cityopt.errors import StoreError
+from cityopt.tracking.run_folder import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RunEnd = Literal["FINISHED", "KILLED", "FAILED"]
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper tries again by itself
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_MAX_TEXT = 6000
+_FOREVER = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+
+
+class RefusedError(StoreError):
+    """MLflow refuses something for good: the run was deleted, or the data are not valid. Trying again is no use."""
+
+
+class MlflowStore:
+    """MLflow's side of a store: `mlflow.db` and `artifacts/`, or a server (`tracking_uri`).
+
+    Safe to use from several threads. Every method raises StoreError when MLflow cannot do what is asked.
+    """
+
+    def __init__(self, store: Path, tracking_uri: str | None = None) -> None:
+        self.store = store.expanduser().absolute()
+        self.tracking_uri = tracking_uri or f"sqlite:///{self.store / 'mlflow.db'}"
+        self.runs = self.store / "runs"
+        self._experiments: dict[str, str] = {}
+        self._parents: dict[str, str] = {}
+        self._artifacts: dict[str, str] = {}
+
+    @property
+    def is_embedded(self) -> bool:
+        """Say whether the database is a file."""
+        return self.tracking_uri.startswith("sqlite:")
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """Return MLflow's client. The first call makes the database where it is missing, one process at a time."""
+        import_mlflow()
+        from mlflow import MlflowClient
+
+        with _translated(f"open {self.tracking_uri}"):
+            if not self.is_embedded:
+                return MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+            with _locked(self.store / "mlflow.lock"):
+                with closing(sqlite3.connect(self.tracking_uri.removeprefix("sqlite:///"))) as database:
+                    database.execute("PRAGMA journal_mode=WAL")
+                return MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+
+    def open_experiment(self, study: str) -> str:
+        """Return the id of a study's experiment, made where it is missing. Raises StoreError: it is deleted."""
+        if study not in self._experiments:
+            with _translated(f"open the experiment {study!r}"):
+                self._experiments[study] = self._open_experiment(study)
+        return self._experiments[study]
+
+    def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
+        """Return the id of a study's parent run, running again, made where it is missing."""
+        experiment = self.open_experiment(study)
+        with _translated(f"open the parent run of {study!r}"):
+            found = self.client.search_runs(
+                [experiment], "tags.`cityopt.kind` = 'study'", max_results=1, order_by=["attributes.start_time ASC"]
+            )
+            if found:
+                run_id = str(found[0].info.run_id)
+                self.client.update_run(run_id, status="RUNNING")
+                self.log(run_id, tags=tags or {})
+            else:
+                run_id = self._create_run(study, study, "study", tags or {}, start_ms=None)
+        self._parents[study] = run_id
+        return run_id
+
+    def create_run(
+        self,
+        study: str,
+        name: str,
+        kind: str,
+        tags: Mapping[str, object] | None = None,
+        start_ms: int | None = None,
+    ) -> str:
+        """Create a child run of a study, RUNNING since `start_ms` (now), and return its id.
+
+        Tags `cityopt.study`, `cityopt.kind` and MLflow's own are set beside the given ones.
+        """
+        parent = self._parents.get(study) or self.open_parent(study)
+        with _translated(f"create the run {name!r}"):
+            return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})}, start_ms)
+
+    def find_run(self, study: str, name: str) -> str | None:
+        """Return the id of a study's newest run of this name, None where there is none."""
+        ids = self._search(study, f"attributes.run_name = '{name}'", limit=1)
+        return ids[0] if ids else None
+
+    def list_running(self, study: str) -> list[str]:
+        """Return the ids of a study's runs that are RUNNING, its parent among them."""
+        return self._search(study, "attributes.status = 'RUNNING'", limit=1000)
+
+    def reopen_run(self, run_id: str) -> None:
+        """Make an ended run RUNNING again, to go on with it."""
+        with _translated(f"reopen the run {run_id}"):
+            self.client.update_run(run_id, status="RUNNING")
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        records: Iterable[Record] = (),
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log metrics, params and tags of a run in as few batches as MLflow's limits allow.
+
+        Logging the same again changes nothing. Raises RefusedError: the run was deleted, or a param changed.
+        """
+        import_mlflow()
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(k, value, r.time_ms, r.step) for r in records for k, value in r.metrics.items()]
+        with _translated(f"log to the run {run_id}"):
+            self.client.log_batch(
+                run_id,
+                metrics=metrics,
+                params=[Param(name, _shorten(value)) for name, value in (params or {}).items()],
+                tags=[RunTag(name, _shorten(value)) for name, value in (tags or {}).items()],
+            )
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
+        """Name a dataset as input of a run: its name, a digest (36 characters are kept) and where it lies."""
+        import_mlflow()
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest[:36], source_type="local", source=json.dumps({"uri": source}))
+        with _translated(f"log a dataset to the run {run_id}"):
+            tags = [InputTag("mlflow.data.context", context)]
+            self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def finish_run(
+        self, run_id: str, status: RunEnd, tags: Mapping[str, object] | None = None, end_ms: int | None = None
+    ) -> None:
+        """End a run, at `end_ms` (now)."""
+        if tags:
+            self.log(run_id, tags=tags)
+        with _translated(f"end the run {run_id}"):
+            self.client.set_terminated(run_id, status, end_ms)
+
+    def artifact_folder(self, run_id: str) -> Path | None:
+        """Return the folder of a run's artifacts, None when they lie elsewhere than on this machine."""
+        if run_id not in self._artifacts:
+            with _translated(f"find the run {run_id}"):
+                self._artifacts[run_id] = self.client.get_run(run_id).info.artifact_uri
+        uri = urlparse(self._artifacts[run_id])
+        return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
+
+    def put_artifact(self, run_id: str, source: Path, name: str) -> None:
+        """Give a run an artifact: a hard link where that is possible, a copy or an upload elsewhere.
+
+        A link is safe with files that are replaced, not changed, as all files of run folders are.
+        """
+        folder = self.artifact_folder(run_id)
+        if folder is not None:
+            _link(source, folder / name)
+            return
+        with _translated(f"upload {source}"):
+            self.client.log_artifact(run_id, str(source), str(Path(name).parent) if "/" in name else None)
+
+    def fetch_artifact(self, run_id: str, name: str) -> Path | None:
+        """Return the path of a run's artifact, fetched into the store if need be; None where it does not exist."""
+        folder = self.artifact_folder(run_id)
+        if folder is not None:
+            return folder / name if (folder / name).is_file() else None
+        target = self.store / "cache" / "artifacts" / run_id
+        if (target / name).is_file():
+            return target / name
+        with _translated(f"list the artifacts of the run {run_id}"):
+            parent = str(Path(name).parent) if "/" in name else None
+            if name not in {info.path for info in self.client.list_artifacts(run_id, parent)}:
+                return None
+        target.mkdir(parents=True, exist_ok=True)
+        with _translated(f"download {name} of the run {run_id}"):
+            return Path(self.client.download_artifacts(run_id, name, str(target)))
+
+    def _open_experiment(self, study: str) -> str:
+        found = self.client.get_experiment_by_name(study)
+        if found is None:
+            return self._create_experiment(study)
+        if found.lifecycle_stage != "active":
+            raise StoreError(
+                f"the MLflow experiment {study!r} must not be deleted, but it is. Restore it with: "
+                f"MLFLOW_TRACKING_URI={self.tracking_uri} mlflow experiments restore -x {found.experiment_id} "
+                "or begin another study with --name NEW."
+            )
+        return str(found.experiment_id)
+
+    def _create_experiment(self, study: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        location = (self.store / "artifacts" / study).as_uri() if self.is_embedded else None
+        try:
+            return str(self.client.create_experiment(study, location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
+                raise
+            return self._open_experiment(study)
+
+    def _create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object], start_ms: int | None) -> str:
+        own = {"cityopt.study": study, "cityopt.kind": kind, "mlflow.user": _user(), "mlflow.source.name": "cityopt"}
+        texts = {key: _shorten(value) for key, value in {**own, **tags}.items()}
+        run = self.client.create_run(self.open_experiment(study), start_ms, texts, name)
+        self._artifacts[run.info.run_id] = run.info.artifact_uri
+        return str(run.info.run_id)
+
+    def _search(self, study: str, condition: str, limit: int) -> list[str]:
+        experiment = self.open_experiment(study)
+        with _translated(f"search the runs of {study!r}"):
+            found: list[str] = []
+            token = None
+            while True:
+                page = self.client.search_runs([experiment], condition, max_results=limit, page_token=token)
+                found.extend(run.info.run_id for run in page)
+                token = page.token
+                if not token or len(found) >= limit == 1:
+                    return found
+
+
+@cache
+def import_mlflow() -> None:
+    """Import MLflow so that it keeps quiet: no telemetry, no chatter on stdout or stderr."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _translated(action: str) -> Iterator[None]:
+    """Turn what MLflow, its database and the file system raise into a StoreError that says what failed."""
+    import_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = RefusedError if error.error_code in _FOREVER else StoreError
+        raise kind(f"MLflow could not {action}: {error.message}") from error
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise StoreError(f"MLflow could not {action}: {error}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _shorten(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, list | dict | tuple) else str(value)
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
