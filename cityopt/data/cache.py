@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cityopt.data.cityscapes import Frame, Progress, check_same_size, read_image, read_instance_ids
+from cityopt.data.resizing import resize_image, resize_raster
 from cityopt.errors import StoreError
 
 _LOG = logging.getLogger("cityopt")
@@ -192,25 +192,13 @@ def _decode_frames(
 def _decode_frame(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint16], float]:
     """Return image, raster, and the width of the original by its height."""
     image = read_image(frame.image)
-    height, width = image.shape[:2]
-    if (height, width) != size:
-        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        small: NDArray[np.uint8] = np.asarray(resized)
-    else:
-        small = image
+    aspect = image.shape[1] / image.shape[0]
+    small = resize_image(image, size)
     if frame.instance_ids is None:
-        return small, np.zeros(size, dtype=np.uint16), width / height
+        return small, np.zeros(size, dtype=np.uint16), aspect
     raster = read_instance_ids(frame.instance_ids)
     check_same_size(frame.image, image.shape, frame.instance_ids, raster.shape)
-    return small, _resize_raster(raster, size), width / height
-
-
-def _resize_raster(raster: NDArray[np.uint16], size: tuple[int, int]) -> NDArray[np.uint16]:
-    """Take for each new pixel the old one under its centre."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(size, raster.shape, strict=True)
-    )
-    return np.ascontiguousarray(raster[rows][:, columns])
+    return small, np.ascontiguousarray(resize_raster(raster, size)), aspect
 
 
 def _make_key(frames: Sequence[Frame], size: tuple[int, int], fingerprint: str) -> str:

@@ -79,20 +79,19 @@ class _Samples(Dataset[_Sample]):
         self.cache, self.data, self.seed, self.epoch, self.train = cache, data, seed, epoch, train
 
     def __getitem__(self, index: int) -> _Sample:
-        image = torch.from_numpy(np.array(self.cache.images[index])).permute(2, 0, 1)
-        raster = torch.from_numpy(self.cache.instances[index].astype(np.int32))
+        image, raster = self.cache.images[index], self.cache.instances[index]
         if self.train:
             rng = np.random.default_rng(derive_seed(self.seed, "augment", self.epoch, index))
             image, raster = augment_sample(
                 image, raster, rng, hflip=self.data.hflip, scale_jitter=self.data.scale_jitter
             )
-        found = find_instances(raster.numpy())
+        found = find_instances(raster)
         target = {
             "boxes_xyxy": torch.from_numpy(found.boxes_xyxy),
             "classes": torch.from_numpy(found.classes),
             "instance_map": torch.from_numpy(found.instance_map),
         }
-        return image, target, index
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), target, index
 
 
 def _collate_samples(samples: Sequence[_Sample]) -> Batch:
