@@ -50,6 +50,7 @@ class MaskRCNN(SegmentationModel):
         self.roi_heads = RoiHeads(config)
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        self.to(memory_format=torch.channels_last)
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return `objectness`, `rpn_box`, `classifier`, `box` and `mask`; see `SegmentationModel.loss`."""
@@ -106,6 +107,7 @@ class MaskRCNN(SegmentationModel):
         sizes = [_size_of(image) for image in images]
         height, width = (-(-max(side) // _PAD_PX) * _PAD_PX for side in zip(*sizes, strict=True))
         batch = torch.zeros(len(images), 3, height, width, device=self.mean.device)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = (image - self.mean) / self.std
         return self.backbone(batch), sizes

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cityopt.models.roi_align import weigh_cells
+
 _SMALLEST_CROP_PX = 32
 _ELEMENTS_AT_ONCE = 2**24
 
@@ -48,10 +50,9 @@ def sample_masks(maps: Sequence[Tensor], images: Tensor, instances: Tensor, boxe
             line = y.clamp(min=0).minimum(limit[:, :1] - 1)
             pixel = start[image][:, None, None] + line[:, :, None] * limit[:, 1:, None] + column[:, None, :]
             mask_RSS = (flat[pixel] == (instances[chunk] + 1)[:, None, None]).float()
-            samples = -(-crop // side)
-            weight_y = _weigh(box[:, 1], box[:, 3], origin[:, 1], limit[:, 0], crop, side, samples)
-            weight_x = _weigh(box[:, 0], box[:, 2], origin[:, 0], limit[:, 1], crop, side, samples)
-            out[chunk] = weight_y @ mask_RSS @ weight_x.transpose(1, 2)
+            weights_y = weigh_cells(box[:, 1], box[:, 3], limit[:, 0], cells=side, length=crop, origin=origin[:, 1])
+            weights_x = weigh_cells(box[:, 0], box[:, 2], limit[:, 1], cells=side, length=crop, origin=origin[:, 0])
+            out[chunk] = weights_y @ mask_RSS @ weights_x.transpose(1, 2)
     return out
 
 
@@ -62,24 +63,3 @@ def _group_by_size(longest: Sequence[float]) -> dict[int, list[int]]:
         crop = max(_SMALLEST_CROP_PX, 1 << int(side + 2).bit_length())
         groups.setdefault(crop, []).append(row)
     return groups
-
-
-def _weigh(low: Tensor, high: Tensor, origin: Tensor, limit: Tensor, crop: int, side: int, samples: int) -> Tensor:
-    """Return the weights `(R, M, S)` of a crop's pixels in each cell, along one axis.
-
-    A cell averages `ceil(cell)` bilinear samples; samples beyond the outer pixel centres take the outer pixel.
-    """
-    cell_R = (high - low) / side
-    count_R = (high - low).div(side).ceil().clamp(min=1)
-    step = torch.arange(samples, device=low.device)
-    inner_RK = (step + 0.5) / count_R[:, None]
-    grid = torch.arange(side, device=low.device)[:, None] + inner_RK[:, None, :]
-    position = low[:, None, None] - 0.5 + grid * cell_R[:, None, None]
-    position = position.clamp(min=0).minimum((limit - 1)[:, None, None].float()) - origin[:, None, None]
-    share = (step < count_R[:, None]).float() / count_R[:, None]
-    first = position.floor().clamp(0, crop - 2)
-    second_share = position - first
-    weights = torch.zeros(len(low), side, crop, device=low.device)
-    share = share[:, None, :].expand_as(position)
-    weights.scatter_add_(2, first.long(), share * (1 - second_share))
-    return weights.scatter_add_(2, first.long() + 1, share * second_share)

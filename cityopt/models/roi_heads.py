@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import batched_nms
 
 from cityopt.config import ModelConfig
 from cityopt.labels import THING_NAMES
 from cityopt.models.backbone import STRIDES
 from cityopt.models.boxes import clip_boxes, decode_boxes, encode_boxes, match_boxes, sample_boxes
 from cityopt.models.mask_targets import sample_masks
+from cityopt.models.roi_align import cut_map
 from cityopt.models.segmentation_model import Target
 
 NUM_CLASSES = len(THING_NAMES) + 1
@@ -138,9 +139,20 @@ class RoiHeads(nn.Module):
         return logits.float(), offsets.float()
 
     def _segment(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, classes: Tensor) -> Tensor:
-        """Return the logits `(R, M, M)` of one class per region."""
-        logits = self.mask_predictor(self.mask_head(cut_regions(features, boxes, images, _MASK_SIDE)))
-        chosen: Tensor = logits[torch.arange(len(classes), device=classes.device), classes].float()
+        """Return the logits `(R, M, M)` of one class per region.
+
+        The predictor is a 2 x 2 deconvolution of stride 2 and a 1 x 1 convolution. Neither looks at its
+        neighbours, so both are products over the channels, of the one class that counts.
+        """
+        hidden_RCSS = self.mask_head(cut_regions(features, boxes, images, _MASK_SIDE))
+        spread, classify = self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits
+        weight_CQ = spread.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = hidden_RCSS.permute(0, 2, 3, 1).flatten(0, 2) @ weight_CQ + spread.bias.repeat(4)
+        hidden_RPC = hidden.relu().reshape(len(boxes), 4 * _MASK_SIDE**2, spread.out_channels)
+        weight_RC1 = classify.weight.flatten(1).index_select(0, classes)[:, :, None]
+        logits = hidden_RPC @ weight_RC1 + classify.bias.index_select(0, classes)[:, None, None]
+        grid = logits.reshape(-1, _MASK_SIDE, _MASK_SIDE, 2, 2).permute(0, 1, 3, 2, 4)
+        chosen: Tensor = grid.reshape(-1, 2 * _MASK_SIDE, 2 * _MASK_SIDE).float()
         return chosen
 
     def _select(self, box_RK4: Tensor, score_RK: Tensor) -> Detections:
@@ -156,13 +168,12 @@ class RoiHeads(nn.Module):
 def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side: int) -> Tensor:
     """Return the regions `(R, C, side, side)`, each from the level of P2..P5 that suits its size."""
     level = find_levels(boxes)
-    region = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
     rows, parts = [], []
     for number, stride in enumerate(STRIDES[:4]):
         row = (level == number).nonzero()[:, 0]
         if len(row):
             rows.append(row)
-            parts.append(roi_align(features[number], region[row], (side, side), 1 / stride, aligned=True))
+            parts.append(cut_map(features[number], boxes[row], images[row], side=side, stride=stride))
     if not parts:
         return features[0].new_zeros(0, features[0].shape[1], side, side)
     cut: Tensor = torch.cat(parts)
