@@ -64,7 +64,7 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
-        "environment": dict(environment),
+        "environment": {name: str(value) for name, value in environment.items()},
         "state": asdict(state),
         "rng": capture_rng(),
         "model": model.state_dict(),
@@ -107,10 +107,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no checkpoint {path}.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise WeightsError(
-            f"{path} must be a checkpoint of cityopt, but cannot be read: {_first_line(error)}"
-        ) from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path} must be a checkpoint of cityopt, but holds more than numbers and text.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} must be a whole checkpoint of cityopt, but cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path} must be a checkpoint of cityopt ({FORMAT}), but holds something else.")
     state = content["state"]
@@ -134,7 +134,3 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

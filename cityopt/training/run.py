@@ -163,7 +163,7 @@ class Trainer:
         }
         if self.device.type == "cuda":
             metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB
-        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
     def save_epoch(self, metrics: dict[str, float]) -> None:
         """Count the epoch as finished: checkpoint first, then the record. Raises DataError: no objective."""

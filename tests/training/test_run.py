@@ -1,0 +1,352 @@
+"""Runs of seconds on a tree of rectangles, with a real (tiny) Mask R-CNN."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import yaml
+
+from cityopt.config import RunConfig, replace_settings
+from cityopt.data.anchors import default_anchors
+from cityopt.errors import ConfigError, DataError, TrainingError
+from cityopt.tracking.run_folder import NullTracker, RunFolder, read_records
+from cityopt.training import run as run_module
+from cityopt.training.checkpoint import load_checkpoint, load_model
+from cityopt.training.progress import Progress
+from cityopt.training.run import TrainingResult, run_training
+
+Answer = Literal["continue", "stop"]
+
+
+class Coordinator:
+    """Hears of epochs; stops or dies after a given one."""
+
+    def __init__(self, *, stop_after: int | None = None, die_after: int | None = None) -> None:
+        self.heard: list[tuple[int, dict[str, float]]] = []
+        self.stop_after, self.die_after = stop_after, die_after
+
+    def __call__(self, epoch: int, metrics: dict[str, float]) -> Answer:
+        self.heard.append((epoch, metrics))
+        if epoch == self.die_after:
+            raise KeyboardInterrupt
+        return "stop" if epoch == self.stop_after else "continue"
+
+
+def scores(metrics: dict[str, float]) -> dict[str, float]:
+    """Leave out what depends on the clock."""
+    return {k: v for k, v in metrics.items() if not k.startswith("system/") and k != "train/images_per_s"}
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    config: RunConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TrainingResult, Coordinator]:
+    folder, coordinator = tmp_path_factory.mktemp("undisturbed") / "run", Coordinator()
+    return folder, run_training(config, RunFolder(folder), coordinator), coordinator
+
+
+def test_run_training_learns_and_reports_each_epoch(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
+) -> None:
+    folder, result, coordinator = undisturbed
+    assert (result.outcome, result.epochs, result.checkpoint) == ("complete", 4, folder / "best.pt")
+    assert [epoch for epoch, _ in coordinator.heard] == [1, 2, 3, 4]
+    records = read_records(folder)[0]
+    assert [(record.step, record.metrics) for record in records] == coordinator.heard
+    assert all(math.isfinite(value) for record in records for value in record.metrics.values())
+    losses = [record.metrics["train/loss/total"] for record in records]
+    assert losses[-1] < losses[0]
+    names = {"val/coco/segm/ap", "val/coco/bbox/ap50", "train/learning_rate", "system/rss_gib", "system/cpu_share"}
+    assert names <= records[0].metrics.keys()
+
+
+def test_run_training_keeps_the_best_epoch(undisturbed: tuple[Path, TrainingResult, Coordinator]) -> None:
+    folder, result, coordinator = undisturbed
+    values = [metrics["val/coco/segm/ap"] for _, metrics in coordinator.heard]
+    assert result.best_value == max(values)
+    assert result.best_epoch == values.index(max(values)) + 1
+    assert result.metrics == coordinator.heard[result.best_epoch - 1][1]
+    assert load_checkpoint(folder / "best.pt")["state"].epoch == result.best_epoch
+    assert load_checkpoint(folder / "last.pt")["state"].epoch == 4
+
+
+def test_run_training_writes_what_it_trained_with(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
+) -> None:
+    folder, *_ = undisturbed
+    artifacts = folder / "artifacts"
+    assert RunConfig.model_validate(yaml.safe_load((artifacts / "config.yaml").read_text())) == config
+    assert json.loads((artifacts / "anchors.json").read_text())["sizes"][0] == [12.0] * 3
+    assert f"torch=={torch.__version__.split('+')[0]}" in (artifacts / "environment.txt").read_text()
+    assert {path.name for path in (artifacts / "overlays").iterdir()} == {
+        "bonn_000000_000019.jpg",
+        "bonn_000001_000019.jpg",
+    }
+    params = RunFolder(folder).read_params()
+    assert params["training.learning_rate"] == 0.008
+    assert params["training.scaled_learning_rate"] == pytest.approx(0.002)
+    assert (params["data.num_train_images"], params["data.num_validation_images"]) == (6, 2)
+    assert params["environment.threads"] == "1"
+    assert load_model(folder / "best.pt")[1] == config
+
+
+def test_run_training_repeats_to_the_last_bit(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig, tmp_path: Path
+) -> None:
+    folder, _, coordinator = undisturbed
+    again = Coordinator()
+    run_training(config, RunFolder(tmp_path / "run"), again)
+    assert [scores(m) for _, m in again.heard] == [scores(m) for _, m in coordinator.heard]
+    assert same(weights(tmp_path / "run" / "last.pt"), weights(folder / "last.pt"))
+
+
+def test_run_training_differs_when_the_seed_does(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
+) -> None:
+    other = Coordinator(stop_after=1)
+    run_training(config.model_copy(update={"seed": 4}), NullTracker(), other)
+    assert scores(other.heard[0][1]) != scores(undisturbed[2].heard[0][1])
+
+
+def test_run_training_equals_an_undisturbed_run_when_killed_and_resumed(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig, tmp_path: Path
+) -> None:
+    folder, result, coordinator = undisturbed
+    tracker = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, tracker, Coordinator(die_after=2))
+    torch.manual_seed(99)
+    second = Coordinator()
+    resumed = run_training(config, RunFolder(tmp_path / "run"), second)
+    assert [epoch for epoch, _ in second.heard] == [2, 3, 4]
+    assert [scores(m) for _, m in second.heard] == [scores(m) for _, m in coordinator.heard[1:]]
+    assert same(weights(tmp_path / "run" / "last.pt"), weights(folder / "last.pt"))
+    assert same(weights(tmp_path / "run" / "best.pt"), weights(folder / "best.pt"))
+    assert (resumed.best_epoch, resumed.best_value) == (result.best_epoch, result.best_value)
+    assert [record.step for record in read_records(tmp_path / "run")[0]] == [1, 2, 3, 4]
+    state = load_checkpoint(tmp_path / "run" / "last.pt")["state"]
+    assert resumed.seconds == pytest.approx(sum(r.metrics["system/epoch_s"] for r in state.history))
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def kill_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool) -> None:
+    """Die before or after the given call of a function."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise KilledError
+        answer = original(*args, **kwargs)
+        if calls == call:
+            raise KilledError
+        return answer
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "after", "finished"),
+    [
+        (run_module, "evaluate_model", True, 1),
+        (run_module, "save_checkpoint", False, 1),
+        (run_module, "save_checkpoint", True, 2),
+        (RunFolder, "log_metrics", False, 2),
+        (RunFolder, "log_metrics", True, 2),
+    ],
+)
+def test_run_training_makes_up_for_what_a_kill_cut_off(
+    undisturbed: tuple[Path, TrainingResult, Coordinator],
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    after: bool,
+    finished: int,
+) -> None:
+    first = Coordinator()
+    with monkeypatch.context() as patch:
+        kill_in(patch, owner, name, 2, after=after)
+        with pytest.raises(KilledError):
+            run_training(config, RunFolder(tmp_path), first)
+    assert [epoch for epoch, _ in first.heard] == [1]
+    history = load_checkpoint(tmp_path / "last.pt")["state"].history
+    assert len(history) == finished
+    second = Coordinator(stop_after=3)
+    result = run_training(config, RunFolder(tmp_path), second)
+    assert [epoch for epoch, _ in second.heard] == [finished, *range(finished + 1, 4)]
+    records = read_records(tmp_path)[0]
+    assert [record.step for record in records] == [1, 2, 3]
+    assert [record.time_ms for record in records[:finished]] == [record.time_ms for record in history]
+    assert [scores(r.metrics) for r in records] == [scores(m) for _, m in undisturbed[2].heard[:3]]
+    assert load_checkpoint(tmp_path / "best.pt")["state"].epoch == result.best_epoch
+
+
+def test_run_training_returns_at_once_when_all_epochs_were_done(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
+) -> None:
+    folder, result, _ = undisturbed
+    before, again = (folder / "last.pt").stat().st_mtime_ns, Coordinator(stop_after=4)
+    assert run_training(config, RunFolder(folder), again) == result
+    assert [epoch for epoch, _ in again.heard] == [4]
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+
+
+def test_run_training_stops_when_told_and_again_when_told_after_a_resumption(config: RunConfig, tmp_path: Path) -> None:
+    for _ in range(2):
+        coordinator = Coordinator(stop_after=1)
+        result = run_training(config, RunFolder(tmp_path), coordinator)
+        assert (result.outcome, result.epochs, result.best_epoch) == ("stopped", 1, 1)
+        assert [epoch for epoch, _ in coordinator.heard] == [1]
+    assert list((tmp_path / "artifacts" / "overlays").iterdir())
+
+
+def test_run_training_keeps_the_last_and_the_smallest_when_the_config_says_so(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    wanted = config.model_copy(update={"keep": "last", "direction": "minimize", "metric": "train/loss/total"})
+    wanted = replace_settings(wanted, {"training.epochs": 2})
+    coordinator = Coordinator()
+    result = run_training(wanted, RunFolder(tmp_path), coordinator)
+    losses = [metrics["train/loss/total"] for _, metrics in coordinator.heard]
+    assert (result.best_value, result.best_epoch) == (min(losses), losses.index(min(losses)) + 1)
+    assert result.checkpoint == tmp_path / "last.pt"
+    assert result.metrics == coordinator.heard[-1][1]
+
+
+def test_run_training_needs_no_folder(config: RunConfig) -> None:
+    result = run_training(config, NullTracker(), Coordinator(stop_after=1))
+    assert (result.outcome, result.checkpoint) == ("stopped", None)
+
+
+def test_run_training_reports_progress_in_the_order_of_things(config: RunConfig, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    fresh = config.model_copy(update={"cache": str(tmp_path / "cache")})
+    run_training(fresh, NullTracker(), Coordinator(stop_after=1), on_progress=seen.append)
+    phases = list(dict.fromkeys((p.phase, p.epoch) for p in seen))
+    assert phases == [("cache", 0), ("train", 1), ("validate", 1)]
+    last = [p for p in seen if p.phase == "train"][-1]
+    assert (last.step, last.steps, last.epochs) == (3, 3, 4)
+    assert last.loss is not None and last.images_per_s is not None
+    assert (seen[-1].step, seen[-1].steps) == (2, 2)
+
+
+def test_run_training_trains_on_train_and_judges_on_val_when_promoting(config: RunConfig) -> None:
+    sets = {"train_set": {"split": "train"}, "validation_set": {"split": "val"}}
+    wanted = RunConfig.model_validate({**config.model_dump(), **sets, "kind": "promotion"})
+    seen: list[Progress] = []
+    run_training(wanted, NullTracker(), Coordinator(stop_after=1), on_progress=seen.append)
+    assert {p.steps for p in seen if p.phase == "train"} == {4}
+    assert {p.steps for p in seen if p.phase == "validate"} == {2}
+
+
+def test_run_training_ends_with_nan_when_the_learning_rate_is_absurd(config: RunConfig, tmp_path: Path) -> None:
+    settings = {"training.optimizer": "sgd", "training.learning_rate": 1e9, "training.warmup_fraction": 0.0}
+    with pytest.raises(TrainingError, match=r"Lower training\.learning_rate") as caught:
+        run_training(replace_settings(config, settings), RunFolder(tmp_path), Coordinator())
+    assert caught.value.reason == "nan"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"), "oom"),
+        (OSError(28, "No space left on device"), "disk"),
+    ],
+)
+def test_run_training_names_the_reason_when_a_resource_runs_out(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_module, "train_epoch", fail)
+    with pytest.raises(TrainingError) as caught:
+        run_training(config, NullTracker(), Coordinator())
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), FileNotFoundError(2, "gone")])
+def test_run_training_leaves_other_errors_as_they_are(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_module, "train_epoch", fail)
+    with pytest.raises(type(error)) as caught:
+        run_training(config, NullTracker(), Coordinator())
+    assert caught.value is error
+
+
+def test_run_training_refuses_before_any_work_when_the_objective_is_never_reported(config: RunConfig) -> None:
+    wanted = config.model_copy(
+        update={"metric": "val/coco/segm/map", "data": config.data.model_copy(update={"root": "/no"})}
+    )
+    with pytest.raises(ConfigError, match=r"got 'val/coco/segm/map'.*val/coco/segm/ap50"):
+        run_training(wanted, NullTracker(), Coordinator())
+
+
+def test_run_training_says_so_when_the_objective_has_no_value(config: RunConfig, tmp_path: Path) -> None:
+    wanted = config.model_copy(update={"metric": "val/coco/segm/ap/class/train"})
+    with pytest.raises(DataError, match=r"ap/class/train must have a value, but the 2 validation images"):
+        run_training(wanted, RunFolder(tmp_path), Coordinator())
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_run_training_refuses_when_the_dataset_is_another_one_or_none(config: RunConfig) -> None:
+    with pytest.raises(DataError, match="must be the one the study began with"):
+        run_training(config.model_copy(update={"fingerprint": "0" * 16}), NullTracker(), Coordinator())
+    with pytest.raises(ConfigError, match=r"`data\.root` must be"):
+        run_training(replace_settings(config, {"data.root": None}), NullTracker(), Coordinator())
+
+
+def test_run_training_refuses_when_the_folder_holds_another_training(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
+) -> None:
+    folder = undisturbed[0]
+    with pytest.raises(ConfigError, match=r"has training\.weight_decay = 0\.0001 where 0\.5 is asked for"):
+        run_training(replace_settings(config, {"training.weight_decay": 0.5}), RunFolder(folder), Coordinator())
+    renamed = config.model_copy(update={"cache": config.cache, "device": "auto"})
+    assert run_training(renamed, RunFolder(folder), Coordinator()).outcome == "complete"
+
+
+def test_run_training_writes_torchvisions_anchors_when_they_are_default(config: RunConfig, tmp_path: Path) -> None:
+    wanted = replace_settings(config, {"model.anchors": "default", "model.anchor_table": None})
+    run_training(wanted, RunFolder(tmp_path), Coordinator(stop_after=1))
+    found = json.loads((tmp_path / "artifacts" / "anchors.json").read_text())
+    assert found["sizes"] == [list(row) for row in default_anchors().sizes]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_run_training_trains_and_resumes_when_on_cuda(config: RunConfig, tmp_path: Path) -> None:
+    wanted = config.model_copy(update={"device": "cuda"})
+    with pytest.raises(KeyboardInterrupt):
+        run_training(wanted, RunFolder(tmp_path), Coordinator(die_after=2))
+    second = Coordinator()
+    result = run_training(wanted, RunFolder(tmp_path), second)
+    assert result.outcome == "complete"
+    assert second.heard[-1][1]["system/gpu_memory_gib"] > 0
+    assert second.heard[-1][1]["train/loss/total"] < read_records(tmp_path)[0][0].metrics["train/loss/total"]
