@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from cityopt.data.scenery.outlines import Polygon, clip_outline, trace_outline
+from cityopt.data.scenery.outlines import Polygon, clip_outline, hull, trace_outline
 from cityopt.data.scenery.view import Camera, Color, Light, Point
 
 SCALE = 2
@@ -28,13 +28,17 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Sprite:
-    """Something that stands in the scene: its parts in painting order and its Cityscapes label (groups too)."""
+    """Something that stands in the scene: its parts in painting order and its Cityscapes label (groups too).
+
+    A `convex` one is outlined by the hull of its parts, which is much quicker than tracing; see `Canvas.add`.
+    """
 
     label: str
     depth_m: float
     parts: list[Part]
     gradient: tuple[float, float] = (1.06, 0.90)
     plates: list[list[Point]] = field(default_factory=list)
+    convex: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,9 @@ class Canvas:
                 self.paint(part.points, part.color)
         mask = self._silhouette(sprite, box)
         self._apply_gradient(mask, box, sprite.gradient)
+        if sprite.convex:
+            self.annotate(sprite.label, hull([point for part in sprite.parts if part.solid for point in part.points]))
+            return
         polygon = trace_outline(np.asarray(mask) >= 128)
         if polygon:
             self.objects.append((sprite.label, [(x + box[0], y + box[1]) for x, y in polygon]))

@@ -32,7 +32,7 @@ from cityopt.data.scenery.view import Pose
 # Share of the images that a guest appears in, and the step of its golden-ratio-like sequence over image numbers.
 GUESTS: dict[str, tuple[float, float]] = {
     "train": (0.20, math.sqrt(2)), "bus": (0.26, math.sqrt(3)), "truck": (0.30, math.sqrt(5)),
-    "motorcycle": (0.44, math.sqrt(7)), "bicycle": (0.55, math.sqrt(11)), "persongroup": (0.12, math.sqrt(13)),
+    "motorcycle": (0.40, math.sqrt(7)), "bicycle": (0.55, math.sqrt(11)), "persongroup": (0.12, math.sqrt(13)),
     "cargroup": (0.10, math.sqrt(17)), "bicyclegroup": (0.10, math.sqrt(19)), "caravan": (0.04, math.sqrt(23)),
     "trailer": (0.04, math.sqrt(29)), "nobody": (0.03, math.sqrt(31)),
 }  # fmt: skip
@@ -86,9 +86,9 @@ class _Placer:
         self.height, self.width = float(height), width
         self.things = Things()
 
-    def place(self, size: str, spot: Spot, build: Callable[[Pose], Sequence[Sprite]], overlap: float = 0.25) -> bool:
+    def place(self, size: str, spot: Spot, build: Callable[[Pose], Sequence[Sprite]], overlap: float = 0.3) -> bool:
         half, height, reach = SIZES[size]
-        for _ in range(14):
+        for _ in range(20):
             pose = spot()
             corners = pose.place([(-half, 0, -reach), (half, 0, -reach), (half, 0, reach), (-half, 0, reach)])
             box = self._box(corners, height)
@@ -125,17 +125,17 @@ def cast_things(stage: Stage, street: Street, casting: Casting, canvas_size: tup
     if "nobody" in casting.guests:
         return placer.things
     _place_large(placer, casting)
+    _place_groups(placer, casting)
     _place_two_wheelers(placer, casting)
     rng = stage.rng
-    for _ in range(rng.choice((1, 2, 2, 3, 3, 4))):
-        placer.place("car", lambda: _car_spot(placer, 9, 30), lambda pose: [build_car(stage, pose)])
-    for _ in range(rng.choice((0, 1, 2, 2, 3, 4))):
-        placer.place("person", lambda: _walk_spot(placer, 8.5, 19), lambda pose: [_anyone(stage, pose)])
-    _place_groups(placer, casting)
+    for _ in range(rng.choice((1, 2, 3, 3, 4, 5))):
+        placer.place("car", lambda: _car_spot(placer, 9, 28), lambda pose: [build_car(stage, pose)])
+    for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
+        placer.place("person", lambda: _walk_spot(placer, 8.3, 16), lambda pose: [_anyone(stage, pose)])
     for _ in range(rng.randint(0, 2)):
         placer.place("car", lambda: _car_spot(placer, 32, 65), lambda pose: [build_car(stage, pose)])
-    for _ in range(rng.randint(0, 2)):
-        placer.place("person", lambda: _walk_spot(placer, 20, 45), lambda pose: [_anyone(stage, pose)])
+    for _ in range(rng.randint(1, 3)):
+        placer.place("person", lambda: _walk_spot(placer, 18, 40), lambda pose: [_anyone(stage, pose)])
     return placer.things
 
 
@@ -167,7 +167,7 @@ def _place_two_wheelers(placer: _Placer, casting: Casting) -> None:
             ridden = rng.random() < 0.6
             placer.place(
                 name,
-                (lambda: _ride_spot(placer)) if ridden else (lambda: _walk_spot(placer, 8.0, 17.0, turned=True)),
+                (lambda: _ride_spot(placer)) if ridden else (lambda: _walk_spot(placer, 8.3, 16.0, turned=True)),
                 partial(_two_wheeler, stage, build, ridden),
             )
 
@@ -254,6 +254,6 @@ def _walk_spot(placer: _Placer, near: float, far: float, turned: bool = False) -
 def _ride_spot(placer: _Placer) -> Pose:
     """Somewhere on the road, riding across or at an angle."""
     rng = placer.rng
-    z = 8.0 * (20.0 / 8.0) ** rng.random()
+    z = 8.3 * (17.0 / 8.3) ** rng.random()
     turn = rng.choice((0.0, math.pi)) + rng.choice((-1, 1)) * rng.uniform(0.0, 1.0)
     return Pose(_within_view(rng.uniform(placer.street.kerbs[0], placer.street.kerbs[1]), z), z, math.pi / 2 + turn)

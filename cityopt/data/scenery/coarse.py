@@ -5,7 +5,6 @@ Derived from a finished scene's raster, so that every coarsely labelled pixel ha
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
 from cityopt.data.scenery.outlines import trace_outline
 from cityopt.data.scenery.rasters import Annotated
@@ -31,10 +30,10 @@ def coarsen(instances_HW: NDArray[np.uint16]) -> list[Annotated]:
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         if value == 0 or count < MIN_AREA * height * width:
             continue
-        shrunk = _shrink(instances_HW == value, margin)
-        polygon = trace_outline(shrunk, CORNER_CUT * height)
+        mask, left, top = _crop(instances_HW == value, margin + 1)
+        polygon = trace_outline(_shrink(mask, margin), CORNER_CUT * height)
         if polygon:
-            objects.append((_name_of(value), polygon))
+            objects.append((_name_of(value), [(x + left, y + top) for x, y in polygon]))
     return objects
 
 
@@ -45,8 +44,17 @@ def _name_of(value: int) -> str:
     return f"{name}group" if 24 <= value <= 33 else name
 
 
+def _crop(mask_HW: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.bool_], int, int]:
+    """Cut out the box of a mask that is not empty, with a margin inside the image; return it with its left and top."""
+    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+    top, left = max(0, int(rows[0]) - margin), max(0, int(columns[0]) - margin)
+    return mask_HW[top : int(rows[-1]) + 1 + margin, left : int(columns[-1]) + 1 + margin], left, top
+
+
 def _shrink(mask_HW: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
-    """Erode a mask, except where it ends at the image border."""
-    padded = np.pad(mask_HW, margin, mode="edge").astype(np.uint8)
-    eroded = Image.fromarray(padded).filter(ImageFilter.MinFilter(2 * margin + 1))
-    return np.asarray(eroded)[margin:-margin, margin:-margin].astype(bool)
+    """Erode a mask by a square, one axis after the other, except where it ends at the image border."""
+    for axis in (0, 1):
+        pad = [(margin, margin) if a == axis else (0, 0) for a in (0, 1)]
+        padded, length = np.pad(mask_HW, pad, mode="edge"), mask_HW.shape[axis]
+        mask_HW = np.logical_and.reduce([padded.take(range(k, k + length), axis) for k in range(2 * margin + 1)])
+    return mask_HW

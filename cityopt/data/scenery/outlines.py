@@ -4,6 +4,8 @@ Used by canvas for each labelled object and by synthetic for the coarse annotati
 centres, (x, y), because PIL's polygon fill includes the pixels that the outline runs through.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
@@ -40,6 +42,24 @@ def clip_outline(points: list[Point], height: int, width: int) -> Polygon:
     return distinct if len(distinct) >= 3 else []
 
 
+def hull(points: Sequence[Point]) -> list[Point]:
+    """Compute the convex hull of a few points."""
+    ordered = sorted(points)
+    halves: list[Point] = []
+    for sequence in (ordered, ordered[::-1]):
+        chain: list[Point] = []
+        for p in sequence:
+            while len(chain) > 1 and _turn(chain[-2], chain[-1], p) <= 0:
+                chain.pop()
+            chain.append(p)
+        halves += chain[:-1]
+    return halves
+
+
+def _turn(a: Point, b: Point, c: Point) -> float:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
 def _clip_side(points: list[Point], axis: int, limit: float, sign: int) -> list[Point]:
     kept: list[Point] = []
     for i, here in enumerate(points):
@@ -55,7 +75,7 @@ def _clip_side(points: list[Point], axis: int, limit: float, sign: int) -> list[
 
 def _area(line_N2: NDArray[np.int64]) -> float:
     x, y = line_N2[:, 0], line_N2[:, 1]
-    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) / 2
 
 
 def _thin(line_N2: NDArray[np.int64], tolerance_px: float) -> NDArray[np.int64]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cityopt.data.scenery.canvas import SCALE, UNIT_SHADE, Canvas, Sprite, Stage
 from cityopt.data.scenery.casting import Casting, Footprint, cast_things
+from cityopt.data.scenery.outlines import hull
 from cityopt.data.scenery.rasters import Annotated, labels_of, rasterise_instances, without_hidden
-from cityopt.data.scenery.sculpting import hull
 from cityopt.data.scenery.street import Street, draw_street, paint_ground, paint_sky, strip
 from cityopt.data.scenery.surroundings import (
     build_backdrop,
@@ -76,7 +76,7 @@ def _furnish(stage: Stage, street: Street) -> list[Sprite]:
         x = street.kerbs[side] + outward * 0.6
         z = rng.uniform(9.0, 16.0)
         while z < 85.0:
-            if not _in_crossing(street, z):
+            if not _in_crossing(street, z) and stage.camera.frames(x, z, 3.0):
                 sprites += _kerb_item(stage, x, z, outward, trees)
             z += rng.uniform(6.0, 14.0)
         if street.crossing and rng.random() < 0.7:

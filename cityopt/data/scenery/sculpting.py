@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 
 from cityopt.data.scenery.canvas import Part, Stage
-from cityopt.data.scenery.view import Color, Point, Pose, Vec, centre_of, normal_of
+from cityopt.data.scenery.outlines import hull
+from cityopt.data.scenery.view import Color, Pose, Vec, centre_of, normal_of
 
 Decal = tuple[list[Vec], Color]
 Profile = Sequence[tuple[float, float]]
@@ -27,24 +28,6 @@ def _within(quad: Sequence[Vec], u: float, v: float) -> Vec:
         a[1] * wa + b[1] * wb + c[1] * wc + d[1] * wd,
         a[2] * wa + b[2] * wb + c[2] * wc + d[2] * wd,
     )
-
-
-def hull(points: Sequence[Point]) -> list[Point]:
-    """Compute the convex hull of a few points."""
-    ordered = sorted(points)
-    halves: list[Point] = []
-    for sequence in (ordered, ordered[::-1]):
-        chain: list[Point] = []
-        for p in sequence:
-            while len(chain) > 1 and _turn(chain[-2], chain[-1], p) <= 0:
-                chain.pop()
-            chain.append(p)
-        halves += chain[:-1]
-    return halves
-
-
-def _turn(a: Point, b: Point, c: Point) -> float:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 class Sculptor:

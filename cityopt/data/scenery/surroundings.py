@@ -72,7 +72,7 @@ def build_house(stage: Stage, front: float, outward: float, z0: float, z1: float
     near, far = (z0, z1) if outward > 0 else (z1, z0)
     face: list[Vec] = [(front, 0.0, far), (front, 0.0, near), (front, top, near), (front, top, far)]
     sculptor.face(face, inside, wall, _facade(stage, face, top, ground, floors, z1 - z0, 1.0))
-    return Sprite("building", z1, sculptor.parts, (1.04, 0.92))
+    return Sprite("building", z1, sculptor.parts, (1.04, 0.92), convex=True)
 
 
 def _roof_windows(slope: Sequence[Vec], rng: random.Random) -> list[Decal]:
@@ -149,8 +149,10 @@ def build_garden(stage: Stage, front: float, outward: float, z0: float, z1: floa
     label, height, color = rng.choice(
         (("wall", 1.7, (168, 152, 136)), ("fence", 1.4, (108, 98, 86)), ("vegetation", 1.5, (58, 86, 40)))
     )
+    camera = stage.camera
     if label == "vegetation":
-        sprites = [build_bush(stage, front + outward * 0.6, z0 + 1.2 * i, 1.1) for i in range(int((z1 - z0) / 1.2) + 1)]
+        places = [(front + outward * 0.6, z0 + 1.7 * i) for i in range(int((z1 - z0) / 1.7) + 1)]
+        sprites = [build_bush(stage, x, z, 1.3) for x, z in places if camera.frames(x, z, 1.3)]
     else:
         quad: list[Vec] = [(front, 0.0, z0), (front, 0.0, z1), (front, height, z1), (front, height, z0)]
         sculptor = Sculptor(stage, Pose(0.0, 0.0))
@@ -159,8 +161,9 @@ def build_garden(stage: Stage, front: float, outward: float, z0: float, z1: floa
         sculptor.face(
             quad, (front + outward, height / 2, z0), jittered(color, rng), bars if label == "fence" else courses
         )
-        sprites = [Sprite(label, z1, sculptor.parts)] if sculptor.parts else []
-    trees = [build_tree(stage, front + outward * rng.uniform(3, 6), rng.uniform(z0 + 1, z1 - 1)) for _ in range(2)]
+        sprites = [Sprite(label, z1, sculptor.parts, convex=True)] if sculptor.parts else []
+    places = [(front + outward * rng.uniform(3, 6), rng.uniform(z0 + 1, z1 - 1)) for _ in range(2)]
+    trees = [build_tree(stage, x, z) for x, z in places if camera.frames(x, z, 3.0)]
     for tree in trees:
         tree.depth_m = z1 + 0.1  # behind the wall that they look over
     return sprites + trees
@@ -253,7 +256,7 @@ def build_sign(stage: Stage, x: float, z: float) -> list[Sprite]:
         ],
     )
     chosen = rng.choice(faces)
-    return [pole, Sprite("traffic sign", z, [plane.shape(points, color) for points, color in chosen])]
+    return [pole, Sprite("traffic sign", z, [plane.shape(points, color) for points, color in chosen], convex=True)]
 
 
 def build_signal(stage: Stage, x: float, z: float) -> list[Sprite]:
@@ -264,17 +267,17 @@ def build_signal(stage: Stage, x: float, z: float) -> list[Sprite]:
     parts = [plane.shape(case, (28, 30, 30))]
     for i, color in enumerate(((235, 48, 40), (250, 184, 40), (60, 220, 120))):
         parts.append(plane.shape(disc(0.0, 3.33 - 0.33 * i, 0.125), color if i == lit else (58, 58, 58)))
-    return [pole, Sprite("traffic light", z, parts)]
+    return [pole, Sprite("traffic light", z, parts, convex=True)]
 
 
 def build_backdrop(stage: Stage, street: Street) -> list[Sprite]:
     """Close the view at the far end: a skyline of houses and trees in the haze."""
     rng, sprites = stage.rng, []
-    x = -street.end_m * 0.62
-    while x < street.end_m * 0.62:
+    x = -street.end_m * 0.38
+    while x < street.end_m * 0.38:
         wide, z = rng.uniform(10, 22), street.end_m + rng.uniform(2, 14)
         if rng.random() < 0.35 + 0.4 * street.green:
-            sprites += [build_tree(stage, x + rng.uniform(0, wide), z, rng.uniform(1.4, 2.0)) for _ in range(2)]
+            sprites += [build_tree(stage, x + rng.uniform(0, wide), z, rng.uniform(1.4, 2.0))]
         else:
             sprites.append(build_house_front(stage, x, x + wide, z))
         x += wide
@@ -295,4 +298,4 @@ def build_house_front(stage: Stage, x0: float, x1: float, z: float) -> Sprite:
     )
     shaded = stage.light.shade(jittered(rng.choice(ROOFS), rng), (0.0, 0.6, -0.8), z)
     sculptor.parts.append(Part(stage.camera.outline(roof), shaded))
-    return Sprite("building", z, sculptor.parts, (1.04, 0.95))
+    return Sprite("building", z, sculptor.parts, (1.04, 0.95), convex=True)

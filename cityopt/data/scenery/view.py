@@ -76,6 +76,10 @@ class Camera:
             projected.append((cx + k * x, horizon + k * (height - y)))
         return projected
 
+    def frames(self, x: float, z: float, reach_m: float) -> bool:
+        """Tell whether something at (x, z) that reaches so far to both sides can be in the picture."""
+        return z > NEAR_M and (abs(x) - reach_m) * self.focal < self.cx * z
+
     def sees(self, corner: Vec, normal: Vec) -> bool:
         """Tell whether a face with this outward normal shows its front."""
         return normal[0] * corner[0] + normal[1] * (corner[1] - self.height) + normal[2] * corner[2] < 0
@@ -124,7 +128,7 @@ WEATHERS: tuple[tuple[float, float, tuple[float, float, float], Color, float, Co
     # sun, ambient, tint, haze, haze distance (m), zenith, clouds
     (0.60, 0.82, (1.04, 1.00, 0.95), (196, 212, 228), 320, (74, 128, 196), 0.45),  # clear
     (0.12, 1.10, (0.98, 1.00, 1.03), (208, 213, 218), 200, (166, 178, 190), 0.80),  # overcast
-    (0.60, 0.76, (1.12, 0.99, 0.82), (236, 212, 178), 230, (104, 140, 190), 0.50),  # low sun
+    (0.62, 0.90, (1.09, 1.00, 0.87), (236, 212, 178), 230, (104, 140, 190), 0.50),  # low sun
     (0.28, 1.00, (1.01, 1.00, 0.98), (214, 216, 214), 120, (178, 192, 204), 0.30),  # hazy
 )
 
@@ -142,6 +146,6 @@ def draw_light(rng: random.Random) -> Light:
 
 
 def draw_camera(height: int, width: int, rng: random.Random) -> Camera:
-    """Mount the camera for a canvas of `height` x `width` pixels: a field of view of 49 degrees, as in Cityscapes."""
-    focal = 1.1 * min(width, 2.2 * height)
+    """Mount the camera for a canvas of `height` x `width` pixels: a field of view of 45 degrees, near Cityscapes."""
+    focal = 1.2 * min(width, 2.2 * height)
     return Camera(focal, width / 2, height * rng.uniform(0.40, 0.46), rng.uniform(1.55, 1.85))
