@@ -6,6 +6,7 @@ worker, a test or a notebook can train from it and nothing else. Keys are dotted
 """
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,9 +18,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cityopt.errors import ConfigError
 
 T = TypeVar("T", bound="Section")
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scalar = bool | int | float | str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-5` is a number (YAML 1.1 wants `1.0e-5`), and a key given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class Section(BaseModel):
@@ -31,9 +48,9 @@ class Section(BaseModel):
 class SyntheticConfig(Section):
     """The scenes that `data.root: synthetic` makes."""
 
-    num_images: Annotated[int, Field(ge=3)] = 300
+    num_images: Annotated[int, Field(strict=True, ge=3)] = 300
     size: tuple[PositiveInt, PositiveInt] = (256, 512)
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
 class DataConfig(Section):
@@ -52,7 +69,7 @@ class DataConfig(Section):
     hflip: Fraction = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Range of the random zoom; below 1 pads with black, above 1 crops."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(strict=True, ge=0)] = 0
     """Loader processes per training; 0 loads in the training process."""
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -87,7 +104,7 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
     weights: str = "coco"
     """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
-    freeze_depth: Annotated[int, Field(ge=0, le=5)] = 2
+    freeze_depth: Annotated[int, Field(strict=True, ge=0, le=5)] = 2
     """Frozen backbone stages from the input: 0 trains all, 1 freezes the stem, 5 the whole backbone."""
     anchors: Literal["kmeans", "default", "explicit"] = "kmeans"
     anchor_table: AnchorTable | None = None
@@ -176,13 +193,16 @@ class Dimension(Section):
             raise ValueError("`type: int` takes whole numbers for low, high and step")
         return self
 
-    def ends(self) -> tuple[Scalar, ...]:
-        """Return the values at the ends of the range, or all choices."""
+    def examples(self) -> tuple[Scalar, ...]:
+        """Return all choices, all whole numbers of a short range, or the ends of any other."""
         if self.choices is not None:
             return self.choices
         if self.low is None or self.high is None:
             return ()
-        return (int(self.low), int(self.high)) if self.type == "int" else (self.low, self.high)
+        if self.type == "float":
+            return (self.low, self.high)
+        numbers = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        return tuple(numbers) if len(numbers) <= 64 else (numbers[0], numbers[-1])
 
     def admits(self, value: Scalar) -> bool:
         """Say whether a value lies in the dimension."""
@@ -207,7 +227,7 @@ class PrunerConfig(Section):
     name: Literal["hyperband", "asha", "median", "none"] = "hyperband"
     min_epochs: PositiveInt = 3
     """No trial ends before this epoch: beyond warm-up, since every AP is about 0 at epoch 1."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 3
     startup_trials: PositiveInt = 5
     """Complete trials that `median` wants before it prunes."""
 
@@ -236,7 +256,7 @@ class StudyConfig(Section):
     """One study, as its YAML says."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     threads: PositiveInt | None = None
     """CPU threads of a training; null divides the cores among the workers. Part of the study: scores depend on it."""
     data: DataConfig = DataConfig()
@@ -256,7 +276,7 @@ class StudyConfig(Section):
                 "`search.pruner.min_epochs <= training.epochs` must hold, but got "
                 f"min_epochs={self.search.pruner.min_epochs}, epochs={self.training.epochs}"
             )
-        replace_settings(self, self.promotion.overrides)
+        _check_overrides(self)
         return self
 
 
@@ -352,7 +372,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"`--set` takes key=value, but got {text!r}. Example: --set training.epochs=6")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of `--set {text}` is no YAML: {error}") from error
 
@@ -370,10 +390,14 @@ def replace_settings(config: T, settings: Mapping[str, Any]) -> T:
     if not settings:
         return config
     tree = config.model_dump()
-    tree.get("promotion", {}).pop("overrides", None)
     for key, value in settings.items():
         _set_in_tree(tree, key, value)
     return validate(type(config), tree, origin=", ".join(settings))
+
+
+def replace_section(section: T, **fields: Any) -> T:
+    """Return a copy of a section with fields replaced, validated again. Raises ConfigError."""
+    return validate(type(section), {**section.model_dump(), **fields}, origin=", ".join(fields))
 
 
 def list_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> list[str]:
@@ -387,16 +411,37 @@ def list_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> list[st
 
 
 def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:
-    if not key.startswith(("model.", "training.", "data.")):
-        raise ValueError(f"`search.space` takes keys of data, model and training, but got {key!r}")
-    for value in dimension.ends():
-        tree: dict[str, Any] = {name: getattr(study, name).model_dump() for name in ("data", "model", "training")}
-        _set_in_tree(tree, key, value)
-        section = key.split(".")[0]
-        validate(type(getattr(study, section)), tree[section], origin=f"search.space.{key}")
-    for other in dimension.when:
-        if other not in study.search.space or other == key:
+    for value in dimension.examples():
+        _check_settings(study, "search.space", {key: value})
+    space = study.search.space
+    for other, value in dimension.when.items():
+        if other not in space or other == key:
             raise ValueError(f"`search.space.{key}.when` must name another searched setting, but got {other!r}")
+        if not space[other].admits(value):
+            raise ValueError(f"`search.space.{key}.when` must hold for some trial, but {other!r} is never {value!r}")
+
+
+def _check_overrides(study: StudyConfig) -> None:
+    if study.promotion.overrides:
+        _check_settings(study, "promotion.overrides", study.promotion.overrides)
+
+
+def _check_settings(study: StudyConfig, where: str, settings: Mapping[str, Any]) -> None:
+    """Check that settings of a training exist and that the study's own would stand beside them."""
+    tree: dict[str, Any] = {name: getattr(study, name).model_dump() for name in ("data", "model", "training")}
+    for key, value in settings.items():
+        if not key.startswith(("model.", "training.", "data.")):
+            raise ValueError(f"`{where}` takes keys of data, model and training, but got {key!r}")
+        try:
+            _set_in_tree(tree, key, value)
+        except ConfigError as error:
+            raise ValueError(f"`{where}`: {error}") from error
+    for name, section in tree.items():
+        try:
+            validate(type(getattr(study, name)), section, origin=name)
+        except ConfigError as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+            raise ValueError(f"`{where}`: with {given}, {str(error).removesuffix(f' ({name}).')}") from error
 
 
 def _check_baseline(space: Mapping[str, Dimension], number: int, baseline: Mapping[str, Scalar]) -> None:
@@ -411,7 +456,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"`extends` runs in a circle at {path}.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -467,6 +512,8 @@ def _set_in_tree(tree: dict[str, Any], key: str, value: Any) -> None:
 def _describe(model: type[BaseModel], item: dict[str, Any], origin: str) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
+        if item["loc"][:2] == ("search", "space"):
+            return f"unknown key {key!r} ({origin}).{_nearest(str(item['loc'][-1]), Dimension.model_fields)}"
         siblings = [k for k in list_keys(model) if k.count(".") == key.count(".")]
         return f"unknown key {key!r} ({origin}).{_nearest(key, siblings or list_keys(model))}"
     message = str(item["msg"]).removeprefix("Value error, ")
