@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cityopt.data.scenery.canvas import Sprite, Stage
+from cityopt.data.scenery.cars import build_car, build_caravan, build_trailer
 from cityopt.data.scenery.figures import (
     build_bicycle,
     build_bicycle_group,
@@ -18,15 +19,8 @@ from cityopt.data.scenery.figures import (
     build_person,
     build_person_group,
 )
+from cityopt.data.scenery.lorries import build_bus, build_train, build_truck
 from cityopt.data.scenery.street import Street, tram_lanes
-from cityopt.data.scenery.vehicles import (
-    build_bus,
-    build_car,
-    build_caravan,
-    build_trailer,
-    build_train,
-    build_truck,
-)
 from cityopt.data.scenery.view import Pose
 
 # Share of the images that a guest appears in, and the step of its golden-ratio-like sequence over image numbers.

@@ -11,8 +11,8 @@ from cityopt.data.scenery.rasters import Annotated
 from cityopt.labels import LABELS
 
 # Shares of the image height: how far polygons keep from borders, how much they cut corners; and of the area.
-MARGIN = 0.012
-CORNER_CUT = 0.010
+MARGIN = 0.014
+CORNER_CUT = 0.016
 MIN_AREA = 0.0015
 
 _NAME_OF_ID = {label.id: label.name for label in LABELS}

@@ -10,20 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cityopt.data.scenery.buildings import build_backdrop, build_row
 from cityopt.data.scenery.canvas import SCALE, UNIT_SHADE, Canvas, Sprite, Stage
 from cityopt.data.scenery.casting import Casting, Footprint, cast_things
+from cityopt.data.scenery.furniture import build_bush, build_lamp, build_sign, build_signal, build_tree
 from cityopt.data.scenery.outlines import hull
 from cityopt.data.scenery.rasters import Annotated, labels_of, rasterise_instances, without_hidden
 from cityopt.data.scenery.street import Street, draw_street, paint_ground, paint_sky, strip
-from cityopt.data.scenery.surroundings import (
-    build_backdrop,
-    build_bush,
-    build_lamp,
-    build_row,
-    build_sign,
-    build_signal,
-    build_tree,
-)
 from cityopt.data.scenery.view import Light, draw_camera, draw_light, jittered, scaled
 from cityopt.labels import BY_NAME
 

@@ -1,6 +1,7 @@
 """Turn three-dimensional models into the painted parts of a sprite.
 
-Between the builders (vehicles, street) and the canvas: convex bodies are culled, lit and projected face by face.
+Between the builders (cars, lorries, buildings) and the canvas: convex bodies are culled, lit and projected, face
+by face.
 Model frame: metres, x right, y up, z ahead. A decal is a polygon that lies on a face and is seen with it.
 """
 
@@ -13,6 +14,8 @@ from cityopt.data.scenery.view import Color, Pose, Vec, centre_of, normal_of
 
 Decal = tuple[list[Vec], Color]
 Profile = Sequence[tuple[float, float]]
+Rectangle = tuple[float, float, float, float, Color]  # left, bottom, right, top as shares of a face, and its colour
+Strips = dict[int, tuple[Color | None, list[Rectangle]]]
 
 
 def on_quad(quad: Sequence[Vec], left: float, bottom: float, right: float, top: float) -> list[Vec]:
@@ -60,7 +63,7 @@ class Sculptor:
         half_widths: Sequence[float],
         color: Color,
         sides: Sequence[Decal] = (),
-        strips: dict[int, tuple[Color | None, list[tuple[float, float, float, float, Color]]]] | None = None,
+        strips: Strips | None = None,
     ) -> None:
         """Add a convex body: a side profile of (z, y) corners, spread to both sides by a half width per corner.
 

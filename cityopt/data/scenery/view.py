@@ -1,6 +1,6 @@
 """Camera and light of a synthetic street scene, and small vector and colour arithmetic.
 
-First step of the flow view → canvas → (street, vehicles, figures) → scene → synthetic. Plain Python floats:
+First step of the flow view → canvas → (street, buildings, cars, figures …) → scene → synthetic. Plain Python floats:
 for polygons of four corners they are several times faster than arrays.
 
 World frame: metres, x right, y up from the ground, z forward; the camera stands at (0, height, 0).
