@@ -9,6 +9,14 @@ exception is a bug of cityopt and keeps its traceback.
 class CityoptError(Exception):
     """Base of every error that is meant for the user."""
 
+    exit_code = 1
+
+
+class StoppedError(CityoptError):
+    """The user stopped a command; the same command goes on where it was."""
+
+    exit_code = 130
+
 
 class ConfigError(CityoptError):
     """A study YAML, a `--set` or an option is wrong: unknown key, wrong type, impossible value."""

@@ -186,7 +186,7 @@ class Trainer:
         """Draw what the kept model sees, and sum up."""
         state = self.state
         kept = state.best_epoch if self.config.keep == "best" else state.epoch
-        checkpoint = self._path(BEST if self.config.keep == "best" else LAST)
+        checkpoint = self._path(BEST)
         if checkpoint is not None:
             if kept != state.epoch:
                 self.model.load_state_dict(load_checkpoint(checkpoint)["model"])
@@ -254,7 +254,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         restore_rng(content["rng"])
         self.state = content["state"]
-        if self.state.best_epoch == self.state.epoch:
+        if self._keeps_epoch():
             link_checkpoint(last, last.with_name(BEST))
         for record in self.state.history:
             self._log(record)  # the tracker keeps what it has: only what is missing is added, under its old time
@@ -271,8 +271,12 @@ class Trainer:
             config=self.config,
             environment=self.environment,
         )
-        if self.state.best_epoch == self.state.epoch:
+        if self._keeps_epoch():
             link_checkpoint(last, last.with_name(BEST))
+
+    def _keeps_epoch(self) -> bool:
+        """Say whether the last epoch's checkpoint is, so far, the run's result (`best.pt`)."""
+        return self.config.keep == "last" or self.state.best_epoch == self.state.epoch
 
     def _log(self, record: EpochRecord) -> None:
         self.tracker.log_metrics(record.metrics, step=record.epoch, time_ms=record.time_ms)

@@ -1,0 +1,273 @@
+"""The `cityopt` command: one verb per function; each parses, calls one function of the library and prints.
+
+Heavy imports (torch, optuna, mlflow) wait inside the verbs, so that `cityopt --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cityopt.errors import CityoptError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cityopt.config import StudyConfig
+
+app = typer.Typer(
+    help="Find good training settings for Cityscapes segmentation on a small subset, then train the winner in full.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at a dataset, or make one.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+StudyOption = Annotated[str, typer.Option("--study", help="Name of a study in sweeps/, or the path of a YAML.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Dataset root, or `synthetic`; else the study's, else CITYSCAPES_DATASET.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder that holds all state.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a config key: --set training.epochs=6 (repeatable).")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Run the study under another name.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the study.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+STORE = Path("mlruns")
+
+
+def main() -> None:
+    """Run the command line; an error that is meant for the user ends it with a message and exit code 1."""
+    try:
+        app()
+    except CityoptError as error:
+        print(f"Error: {error}" if error.exit_code == 1 else error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def sweep(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials in all, earlier ones counted.")] = None,
+    settings: SetOption = None,
+    name: NameOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Search a study's settings, or go on where the last sweep stopped.
+
+    Example: cityopt sweep --study demo --trials 8
+    """
+    from cityopt.report.tables import print_leaderboard
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.status import read_status
+    from cityopt.search.sweep import run_sweep
+
+    config = _load(study, settings, name, seed, {"search.trials": trials})
+    console = _open_console()
+    with open_observer(console) as observer:
+        summary = run_sweep(config, store=store, data=data, device=device, observer=observer)
+    print_leaderboard(console, read_status(summary.store, config.name))
+    console.print(summary.advice, highlight=False, soft_wrap=True)
+    raise SystemExit(summary.exit_code)
+
+
+@app.command()
+def promote(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    settings: SetOption = None,
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the best trial of a study in full, evaluate it on val and register it.
+
+    Example: cityopt promote --study demo
+    """
+    from cityopt.report.tables import print_promotion
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.promote import run_promotion
+
+    console = _open_console()
+    with open_observer(console) as observer:
+        promotion = run_promotion(
+            _study_name(study, name),
+            store=store,
+            data=data,
+            settings=_parse(settings),
+            device=device,
+            observer=observer,
+        )
+    print_promotion(console, promotion)
+
+
+@app.command()
+def status(
+    study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False
+) -> None:
+    """Show a study's trials, the best first.
+
+    Example: cityopt status --study demo --json
+    """
+    from cityopt.report.tables import print_leaderboard
+    from cityopt.search.status import read_status
+
+    found = read_status(store.absolute(), _study_name(study, name))
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_leaderboard(_open_console(), found)
+
+
+@app.command()
+def anchors(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a study's anchors by k-means and show their recall beside torchvision's defaults.
+
+    Example: cityopt anchors --study demo --json
+    """
+    from cityopt.report.tables import print_anchors
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.preparation import prepare_study
+    from cityopt.search.study import open_store
+
+    config = _load(study, settings, None, seed, {})
+    console = _open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        report = prepare_study(config, open_store(store), data=data, observer=observer).anchor_report
+    if as_json:
+        _print_json(report)
+    else:
+        print_anchors(console, report)
+
+
+@app.command()
+def ui(
+    store: StoreOption = STORE,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
+    ] = 5000,
+) -> None:
+    """Serve the MLflow UI of a store on loopback until Ctrl-C; prints the address when it answers.
+
+    Example: cityopt ui --port 5001
+    """
+    from cityopt.tracking.mlflow_ui import serve_ui
+
+    console = _open_console()
+    with console.status("waiting for MLflow …") as waiting:
+
+        def show(address: str) -> None:
+            waiting.stop()
+            console.print(f"MLflow answers at {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+
+        serve_ui(store.absolute(), port=port, on_ready=show)
+
+
+@data_app.command("check")
+def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Say what a Cityscapes tree holds, what is missing and what is broken.
+
+    Example: cityopt data check --data /data/cityscapes
+    """
+    from cityopt.data.check import check_dataset
+    from cityopt.report.tables import print_check
+    from cityopt.search.preparation import choose_root
+
+    found = check_dataset(Path(choose_root(data, None)))
+    if as_json:
+        _print_json(found)
+    else:
+        print_check(_open_console(), found)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write the tree into.")],
+    num_images: Annotated[int, typer.Option("--num-images", help="Images in all splits together.")] = 300,
+    size: Annotated[str, typer.Option("--size", help="HEIGHTxWIDTH in pixels.")] = "256x512",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same bytes.")] = 0,
+    with_coarse: Annotated[bool, typer.Option("--with-coarse", help="Also train_extra with coarse labels.")] = False,
+) -> None:
+    """Write procedural street scenes in Cityscapes' layout.
+
+    Example: cityopt data synth scenes --num-images 100 --size 256x512
+    """
+    from cityopt.data.synthetic import write_synthetic
+    from cityopt.report.terminal import open_observer
+
+    console = _open_console()
+    with open_observer(console) as observer:
+        write_synthetic(
+            out,
+            num_images=num_images,
+            size=_parse_size(size),
+            seed=seed,
+            with_coarse=with_coarse,
+            progress=lambda done, total: observer.show_preparation("scenes", done, total),
+        )
+    console.print(f"{num_images} scenes in {out}. Look at them, or: cityopt data check --data {out}", soft_wrap=True)
+
+
+def _load(
+    study: str, settings: list[str] | None, name: str | None, seed: int | None, extra: dict[str, Any]
+) -> "StudyConfig":
+    from cityopt.config import load_study
+
+    options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
+    return load_study(study, settings=settings or (), name=name, extra=options)
+
+
+def _study_name(study: str, name: str | None) -> str:
+    """Return the stored study's name: `--name`, else what `--study` says; it need not have a YAML any more."""
+    if name is not None:
+        return name
+    if study.endswith((".yaml", ".yml")) or "/" in study:
+        return _load(study, None, None, None, {}).name
+    return study
+
+
+def _parse(settings: list[str] | None) -> dict[str, Any]:
+    from cityopt.config import parse_setting
+
+    return dict(parse_setting(setting) for setting in settings or ())
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    from cityopt.errors import ConfigError
+
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise ConfigError(f"`--size` must be HEIGHTxWIDTH in pixels, such as 256x512, but got {text!r}.")
+    return int(height), int(width)
+
+
+def _open_console(*, quiet: bool = False) -> "Console":
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(quiet=quiet, width=width)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Tables and numbers as people read them in a terminal: leaderboard, promotion, anchors, data check."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cityopt.config import Scalar
+
+if TYPE_CHECKING:
+    from cityopt.search.promote import Promotion
+    from cityopt.search.status import StudyStatus, TrialStatus
+
+STATE_STYLES: dict[str, str] = {
+    "complete": "green",
+    "pruned": "yellow",
+    "failed": "red",
+    "running": "cyan",
+    "waiting": "dim",
+}
+_MAX_PROBLEMS = 10
+
+
+def print_leaderboard(console: Console, status: "StudyStatus", *, limit: int = 20) -> None:
+    """Print the trials of a study, the best first, and what failed."""
+    counts = ", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no trial yet"
+    table = Table(title=f"{status.study}: {counts}", title_justify="left", title_style="bold")
+    keys = list(dict.fromkeys(key for trial in status.trials for key in trial.params))
+    for heading in ("trial", "state", status.metric, *(key.rsplit(".", 1)[-1] for key in keys), "time", "run"):
+        table.add_column(heading, justify="right" if heading in ("trial", status.metric, "time") else "left")
+    for trial in status.ranked[:limit]:
+        table.add_row(
+            *_format_row(trial, keys), style="bold" if status.best and trial.number == status.best.number else ""
+        )
+    console.print(table)
+    if len(status.trials) > limit:
+        console.print(f"… and {len(status.trials) - limit} more; all of them with --json")
+
+
+def format_settings(settings: Mapping[str, Scalar]) -> str:
+    """Return settings as one line, numbers in three digits."""
+    return (
+        ", ".join(f"{key.rsplit('.', 1)[-1]}={_format_scalar(value)}" for key, value in settings.items()) or "defaults"
+    )
+
+
+def format_value(value: float | None) -> str:
+    """Return a score in four decimals, or a dash."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return a duration as people say it: 48 s, 3:05 min, 2:10 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def _format_row(trial: "TrialStatus", keys: list[str]) -> list[str]:
+    state = f"[{STATE_STYLES[trial.state]}]{trial.state}[/]" + (f" ({trial.reason})" if trial.reason else "")
+    settings = [_format_scalar(trial.params[key]) if key in trial.params else "" for key in keys]
+    return [
+        str(trial.number),
+        state,
+        format_value(trial.value),
+        *settings,
+        format_seconds(trial.seconds),
+        (trial.run_id or "")[:8],
+    ]
+
+
+def _format_scalar(value: Scalar) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def print_promotion(console: Console, promotion: "Promotion") -> None:
+    """Print what full training brought, on the same images and by the same protocol, and where the model is."""
+    title = f"{promotion.name} of {promotion.study}: trial {promotion.trial} ({format_settings(promotion.settings)})"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("images", "metric", "trial", "promoted", "difference", ""):
+        table.add_column(heading, justify="right" if heading in ("trial", "promoted", "difference") else "left")
+    for row in promotion.comparisons:
+        known = row.trial is not None and row.promoted is not None
+        difference = f"{(row.promoted or 0) - (row.trial or 0):+.4f}" if known else "–"
+        table.add_row(row.images, row.metric, format_value(row.trial), format_value(row.promoted), difference, row.note)
+    console.print(table)
+    console.print(
+        f"{promotion.model} (version {promotion.version}): {promotion.reason}", highlight=False, soft_wrap=True
+    )
+
+
+def print_anchors(console: Console, report: dict[str, Any]) -> None:
+    """Print anchors by pyramid level and their recall beside torchvision's defaults."""
+    shapes = Table(title=f"anchors: {report['adopted']} ({report['reason']})", title_justify="left", title_style="bold")
+    for heading in ("level", "sizes (px)", "ratios (height / width)"):
+        shapes.add_column(heading)
+    for level, (sizes, ratios) in enumerate(zip(report["sizes"], report["ratios"], strict=True), start=2):
+        shapes.add_row(f"P{level}", *("  ".join(f"{value:.2f}" for value in row) for row in (sizes, ratios)))
+    console.print(shapes)
+    recall = Table(title="on held-out images, offset to the grid included", title_justify="left", title_style="bold")
+    names = [name for name in ("kmeans", "default", "explicit") if name in report]
+    for heading in ("", *names):
+        recall.add_column(heading, justify="right" if heading else "left")
+    for key, label in (
+        ("mean_best_iou", "mean best IoU"),
+        ("recall_50", "objects with IoU ≥ .5"),
+        ("recall_70", "objects with IoU ≥ .7"),
+    ):
+        recall.add_row(label, *(format_value(report[name][key]) for name in names))
+        for size in ("small", "medium", "large"):
+            recall.add_row(f"  {size}", *(format_value(report[name]["bins"][size][key]) for name in names), style="dim")
+    console.print(recall)
+
+
+def print_check(console: Console, found: dict[str, Any]) -> None:
+    """Print what a dataset holds and what is wrong with it."""
+    table = Table(title=str(found["root"]), title_justify="left", title_style="bold")
+    for heading in ("split", "images", "labels", "problems"):
+        table.add_column(heading, justify="left" if heading == "split" else "right")
+    for split, part in found["splits"].items():
+        table.add_row(split, str(part["images"]), str(part["labels"]), str(len(part["problems"])))
+    console.print(table)
+    for split, part in found["splits"].items():
+        for problem in part["problems"][:_MAX_PROBLEMS]:
+            console.print(f"{split}: {problem['file']}: {problem['problem']}", highlight=False, soft_wrap=True)
+        if len(part["problems"]) > _MAX_PROBLEMS:
+            console.print(f"{split}: … and {len(part['problems']) - _MAX_PROBLEMS} more; all of them with --json")

@@ -1,0 +1,178 @@
+"""What a sweep looks like in a terminal: live bars on a TTY, plain lines anywhere else.
+
+One bar for the study (done, pruned, failed, best, ETA), one for each running trial (epoch, loss, images/s,
+best), one for caches and scans. News scrolls above the bars. Everything goes to stderr or stdout as
+the console was made.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from cityopt.config import Scalar
+from cityopt.report.tables import STATE_STYLES, format_seconds, format_settings, format_value
+from cityopt.search.observer import Observer, Standing, TrialState
+
+
+def open_observer(console: Console) -> "PlainObserver":
+    """Return live bars when the console is a terminal, plain lines otherwise."""
+    return LiveObserver(console) if console.is_terminal else PlainObserver(console)
+
+
+class PlainObserver(Observer):
+    """One line per event: for logs, pipes and CI."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._standing: Standing | None = None
+        self._prepared: dict[str, float] = {}
+
+    def __enter__(self) -> "PlainObserver":
+        """Begin to show."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+
+    def say(self, text: str) -> None:
+        """Print a line of news."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def begin_study(self, standing: Standing) -> None:
+        """Keep the score board."""
+        self._standing = standing
+
+    def show_preparation(self, what: str, done: int, total: int) -> None:
+        """Print the beginning and the end of a preparation."""
+        began = self._prepared.setdefault(what, time.monotonic())
+        if done == total and what in self._prepared:
+            self.say(f"{what}: {total} done in {time.monotonic() - began:.1f} s")
+            del self._prepared[what]
+
+    def begin_run(self, name: str, settings: Mapping[str, Scalar], *, resumed: bool) -> None:
+        """Print what a run tries."""
+        self.say(f"[bold]{name}[/bold] {'goes on' if resumed else 'begins'}: {format_settings(settings)}")
+
+    def show_epoch(self, name: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Print an epoch's loss and objective."""
+        self.say(f"  {name} epoch {epoch}/{epochs}: {self._describe_epoch(metrics)}")
+
+    def end_run(self, name: str, state: TrialState, value: float | None, reason: str, *, is_best: bool) -> None:
+        """Print how a run ended and the best so far."""
+        mark = " [bold green]best so far[/bold green]" if is_best else ""
+        why = f" ({reason})" if reason else ""
+        self.say(f"{name} [{STATE_STYLES[state]}]{state}[/]{why}: {format_value(value)}{mark}")
+
+    def _describe_epoch(self, metrics: Mapping[str, float]) -> str:
+        metric = self._standing.metric if self._standing else "val/coco/segm/ap"
+        return f"loss {format_value(metrics.get('train/loss/total'))}, {metric} {format_value(metrics.get(metric))}"
+
+
+class LiveObserver(PlainObserver):
+    """Bars that move."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._began: float | None = None
+        self._ended_before = 0
+        self._trials_ended = 0.0
+
+    def __enter__(self) -> "LiveObserver":
+        """Show the bars."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bars away."""
+        self._progress.stop()
+
+    def begin_study(self, standing: Standing) -> None:
+        """Add the study's bar."""
+        super().begin_study(standing)
+        self._began, self._ended_before = time.monotonic(), standing.num_ended
+        self._refresh_study()
+
+    def show_preparation(self, what: str, done: int, total: int) -> None:
+        """Move the bar of a preparation; take it away at its end."""
+        self._show(what, done, total, f"{done}/{total}")
+        if done == total:
+            self._remove(what)
+            super().show_preparation(what, done, total)
+        else:
+            self._prepared.setdefault(what, time.monotonic())
+
+    def begin_run(self, name: str, settings: Mapping[str, Scalar], *, resumed: bool) -> None:
+        """Add the run's bar."""
+        super().begin_run(name, settings, resumed=resumed)
+        self._show(name, 0, 1, "starting")
+        self._refresh_study()
+
+    def show_progress(self, name: str, progress: Mapping[str, Any]) -> None:
+        """Move the run's bar: epochs and steps together."""
+        epochs, steps = max(progress["epochs"], 1), max(progress["steps"], 1)
+        share = (max(progress["epoch"], 1) - 1 + progress["step"] / steps) / epochs
+        self._show(name, share, 1, _describe_progress(progress))
+        self._refresh_study()
+
+    def show_epoch(self, name: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Show the objective on the run's bar."""
+        self._show(name, epoch / epochs, 1, f"epoch {epoch}/{epochs}  {self._describe_epoch(metrics)}")
+
+    def end_run(self, name: str, state: TrialState, value: float | None, reason: str, *, is_best: bool) -> None:
+        """Take the run's bar away."""
+        self._remove(name)
+        super().end_run(name, state, value, reason, is_best=is_best)
+        self._refresh_study()
+
+    def _refresh_study(self) -> None:
+        standing = self._standing
+        if standing is None:
+            return
+        counts = standing.counts
+        note = (
+            f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed  "
+            f"[bold]best {format_value(standing.best_value)}[/bold]{self._estimate_rest(standing)}"
+        )
+        self._show(f"[bold]{standing.study}[/bold]", standing.num_ended, standing.trials, note)
+
+    def _estimate_rest(self, standing: Standing) -> str:
+        ended = standing.num_ended - self._ended_before
+        if self._began is None or ended < 1:
+            return ""
+        rest = (time.monotonic() - self._began) / ended * (standing.trials - standing.num_ended)
+        return f"  ETA {format_seconds(rest)}"
+
+    def _show(self, key: str, done: float, total: float, note: str) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(key, total=total, note=note)
+        self._progress.update(self._tasks[key], completed=done, total=total, note=note)
+
+    def _remove(self, key: str) -> None:
+        if key in self._tasks:
+            self._progress.remove_task(self._tasks.pop(key))
+
+
+def _describe_progress(progress: Mapping[str, Any]) -> str:
+    if progress["phase"] == "cache":
+        return "reading images"
+    parts = [f"epoch {progress['epoch']}/{progress['epochs']}"]
+    if progress["phase"] == "validate":
+        parts.append("validating")
+    else:
+        parts.append(f"loss {format_value(progress['loss'])}")
+        parts.append(f"{progress['images_per_s'] or 0:.1f} images/s")
+    parts.append(f"best {format_value(progress['best'])}")
+    return "  ".join(parts)

@@ -1,0 +1,343 @@
+"""The coordinator: ask, dispatch, report, prune, tell, for one study that it alone writes.
+
+The order of writes makes a kill at any moment harmless. A trial's MLflow run exists before its folder; its
+metrics are on disk before Optuna hears of them; its end is in the folder (`status.json`) before Optuna is
+told, and Optuna is told before MLflow shows it. What the next start finds half done, it finishes.
+"""
+
+import logging
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from cityopt.config import RunConfig, Scalar, StudyConfig
+from cityopt.errors import CityoptError, ConfigError, DataError
+from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed
+from cityopt.search.facts import StudyFacts
+from cityopt.search.observer import Observer, Standing, TrialState
+from cityopt.search.preparation import cache_folder
+from cityopt.search.space import build_trial_config, sample_settings
+from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
+from cityopt.tracking.mlflow_shipper import Shipper
+from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
+from cityopt.tracking.run_folder import RunFolder, Status, read_status, write_status
+
+ATTEMPTS = "cityopt:attempts"
+MAX_STALLED = 3
+"""Attempts without a finished epoch after which a trial that kills its worker fails."""
+OPTUNA_SEES_PRUNED = ("nan", "oom")
+"""Reasons that tell something about the settings: Optuna hears `pruned` with a violated constraint."""
+STOPS_STUDY: dict[str, type[CityoptError]] = {"data": DataError, "config": ConfigError}
+"""Reasons that would fail every trial."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunningTrial:
+    """A trial in a worker's hands."""
+
+    trial: optuna.Trial
+    run_id: str
+    config: RunConfig
+
+
+class Coordinator:
+    """Runs a study's trials until there are `trials` of them, or until it is told to stop."""
+
+    def __init__(
+        self,
+        *,
+        store: Path,
+        study: optuna.Study,
+        config: StudyConfig,
+        facts: StudyFacts,
+        device: str,
+        executor: Executor,
+        mlflow: MlflowStore,
+        shipper: Shipper,
+        observer: Observer,
+    ) -> None:
+        self.store, self.study, self.config, self.facts, self.device = store, study, config, facts, device
+        self.executor, self.mlflow, self.shipper, self.observer = executor, mlflow, shipper, observer
+        self.is_interrupted = False
+        self.standing = Standing(config.name, config.search.metric, config.search.trials)
+        self._maximize = config.search.direction == "maximize"
+        self._running: dict[str, RunningTrial] = {}
+        self._adopted: list[optuna.Trial] = []
+        self._found_running: set[int] = set()
+        self._parent: RunFolder | None = None
+
+    def run(self, parent: RunFolder) -> None:
+        """Finish what an earlier coordinator left, then run trials to the end.
+
+        Raises DataError or ConfigError when a trial failed for a reason that would fail every other.
+        """
+        self._parent = parent
+        self._reconcile()
+        self.observer.begin_study(self.standing)
+        try:
+            with on_interrupt(self._interrupt):
+                while not self.is_interrupted and self._fill_slots():
+                    for event in self.executor.poll(0.2):
+                        self._handle(event)
+        finally:
+            self._leave_running()
+
+    def _fill_slots(self) -> bool:
+        """Start trials on free slots; say whether there is anything left to wait for."""
+        while self.executor.num_free and (self._adopted or self._num_begun < self.standing.trials):
+            if self._adopted:
+                self._start(self._adopted.pop(0), resumed=True)
+            else:
+                self._start(self.study.ask(), resumed=False)
+        return bool(self._running)
+
+    @property
+    def _num_begun(self) -> int:
+        return self.standing.num_ended + len(self._running) + len(self._adopted)
+
+    def _start(self, trial: optuna.Trial, *, resumed: bool) -> None:
+        settings = sample_settings(trial, self.config.search.space)
+        config = self._build_config(trial.number, settings)
+        run_id = self._open_run(trial, config, settings)
+        running = RunningTrial(trial, run_id, config)
+        if not self._may_try(running):
+            self._end(running, Status("failed", "crash", f"{MAX_STALLED} attempts ended without a finished epoch"))
+            return
+        self._running[run_id] = running
+        self.shipper.watch(run_id, self._folder(run_id))
+        self.executor.submit(Job(run_id, self._folder(run_id), uuid.uuid4().hex, config))
+        self._count()
+        self.observer.begin_run(config.name, settings, resumed=resumed)
+
+    def _build_config(self, number: int, settings: Mapping[str, Scalar]) -> RunConfig:
+        cache = cache_folder(self.store)
+        return build_trial_config(self.config, self.facts, number, settings, device=self.device, cache=cache)
+
+    def _open_run(self, trial: optuna.Trial, config: RunConfig, settings: Mapping[str, Scalar]) -> str:
+        """Return the trial's MLflow run, found again or made."""
+        known = trial.user_attrs.get(RUN_ID) or (
+            self.mlflow.find_run(self.config.name, config.name) if trial.number in self._found_running else None
+        )
+        if known:
+            run_id = str(known)
+            self.mlflow.reopen_run(run_id)
+        else:
+            tags = describe_run(config, self.facts) | {"cityopt.trial": trial.number}
+            run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
+            self.mlflow.log_dataset(run_id, self.config.name, self.facts.subset_hash, self.facts.root)
+        if RUN_ID not in trial.user_attrs:
+            trial.set_user_attr(RUN_ID, run_id)
+        return run_id
+
+    def _may_try(self, running: RunningTrial) -> bool:
+        """Count the attempt; False after too many that did not finish an epoch."""
+        frozen = self._freeze(running.trial)
+        epoch = frozen.last_step or 0
+        seen: dict[str, int] = frozen.user_attrs.get(ATTEMPTS, {"number": 0, "epoch": epoch, "stalled": 0})
+        stalled = seen["stalled"] + 1 if seen["epoch"] == epoch else 1
+        running.trial.set_user_attr(ATTEMPTS, {"number": seen["number"] + 1, "epoch": epoch, "stalled": stalled})
+        return stalled <= MAX_STALLED
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Progressed) and event.run_id in self._running:
+            self.observer.show_progress(self._running[event.run_id].config.name, event.progress)
+        elif isinstance(event, EpochDone) and event.run_id in self._running:
+            self._report(self._running[event.run_id], event)
+        elif isinstance(event, JobEnded) and event.run_id in self._running:
+            self._take_end(self._running.pop(event.run_id), event)
+
+    def _report(self, running: RunningTrial, event: EpochDone) -> None:
+        """Tell Optuna an epoch's value and answer the worker. An epoch that was told before is only judged again."""
+        epochs = running.config.training.epochs
+        if event.epoch not in self._freeze(running.trial).intermediate_values:
+            running.trial.report(event.metrics[self.config.search.metric], event.epoch)
+        stop = event.epoch < epochs and running.trial.should_prune()
+        self.executor.answer(event.run_id, "stop" if stop else "continue")
+        self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)
+
+    def _take_end(self, running: RunningTrial, event: JobEnded) -> None:
+        seconds = float(event.result.get("seconds", 0.0))
+        if event.outcome == "lost":
+            self.observer.say(f"{running.config.name}: {event.message}; it is tried again from its last epoch.")
+            self._adopted.insert(0, running.trial)
+        elif event.outcome == "failed":
+            self._end(running, Status("failed", event.reason, event.message, seconds))
+            if event.reason in STOPS_STUDY:
+                raise STOPS_STUDY[event.reason](f"{running.config.name}: {event.message}")
+        else:
+            self._end(running, Status("complete" if event.outcome == "complete" else "pruned", seconds=seconds))
+
+    def _end(self, running: RunningTrial, status: Status) -> None:
+        """End a trial: first in its folder, then in Optuna, then in MLflow."""
+        write_status(self._folder(running.run_id), status)
+        self._tell(running.trial, status)
+        end_shipping(self.shipper, running.run_id, status)
+        (self._folder(running.run_id) / "last.pt").unlink(missing_ok=True)
+
+    def _tell(self, trial: optuna.Trial, status: Status) -> None:
+        ending = {"state": status.outcome, **{k: v for k, v in asdict(status).items() if k != "outcome"}}
+        trial.set_user_attr(ENDING, ending)
+        frozen = self._freeze(trial)
+        value = find_best_reported(frozen, self._maximize)
+        if status.outcome == "complete" and value is not None:
+            self.study.tell(trial, value)
+        elif status.outcome == "pruned":
+            self.study.tell(trial, state=OptunaState.PRUNED)
+        elif status.reason in OPTUNA_SEES_PRUNED:
+            trial.set_constraint(status.reason, 1.0)
+            self.study.tell(trial, state=OptunaState.PRUNED)
+        else:
+            self.study.tell(trial, state=OptunaState.FAIL)
+        self._take_note(trial.number, status, value)
+
+    def _take_note(self, number: int, status: Status, value: float | None) -> None:
+        state: TrialState = status.outcome
+        self.standing.counts[state] += 1
+        is_best = state == "complete" and value is not None and self._is_better(value)
+        if is_best:
+            self.standing.best_number, self.standing.best_value = number, value
+        self._count()
+        self._log_best(number)
+        shown = None if state == "failed" else value
+        self.observer.end_run(f"trial-{number:04d}", state, shown, status.reason, is_best=is_best)
+
+    def _log_best(self, number: int) -> None:
+        """Let the parent run show the best score as it climbs, one point per ended trial."""
+        if self._parent is not None and self.standing.best_value is not None:
+            self._parent.log_metrics({f"best/{self.config.search.metric}": self.standing.best_value}, step=number)
+
+    def _is_better(self, value: float) -> bool:
+        best = self.standing.best_value
+        return best is None or (value > best if self._maximize else value < best)
+
+    def _reconcile(self) -> None:
+        """Finish what an earlier coordinator left half done; trials that it left running are taken up again."""
+        trials = describe_trials(self.study, live=False)
+        for found in trials:
+            if found.state in ("complete", "pruned", "failed"):
+                self.standing.counts[found.state] += 1
+            if found.state == "complete" and found.value is not None and self._is_better(found.value):
+                self.standing.best_number, self.standing.best_value = found.number, found.value
+            if found.state in ("complete", "pruned", "failed"):
+                self._log_best(found.number)
+        running = self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
+        self._found_running = {frozen.number for frozen in running}
+        for frozen in running:
+            self._adopt(frozen)
+        self._count()
+        self._end_stragglers()
+
+    def _adopt(self, frozen: FrozenTrial) -> None:
+        trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        run_id = frozen.user_attrs.get(RUN_ID)
+        status = read_status(self._folder(run_id)) if run_id else None
+        if run_id:
+            self.executor.end_survivor(self._folder(run_id))
+        if status is None:
+            self._adopted.append(trial)
+        else:
+            self._tell(trial, status)
+            end_shipping(self.shipper, str(run_id), status)
+
+    def _end_stragglers(self) -> None:
+        """End MLflow runs that are RUNNING though their trial has ended, or never heard of them."""
+        mine: set[str | None] = {trial.user_attrs.get(RUN_ID) for trial in self._adopted}
+        mine |= {self.mlflow.find_run(self.config.name, f"trial-{trial.number:04d}") for trial in self._adopted}
+        for run_id in self.mlflow.list_running(self.config.name):
+            if run_id in mine:
+                continue
+            status = read_status(self._folder(run_id))
+            if self._parent is not None and self._parent.folder.name == run_id:
+                continue
+            if status is not None:
+                end_shipping(self.shipper, run_id, status)
+            else:
+                self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
+
+    def _leave_running(self) -> None:
+        """Leave trials that are still running to the next start; in MLflow nothing stays RUNNING meanwhile."""
+        if self._running or self._adopted:
+            self.executor.close()
+        for running in self._running.values():
+            self.shipper.end(running.run_id, "KILLED", {"cityopt.state": "interrupted"})
+
+    def _interrupt(self) -> None:
+        self.is_interrupted = True
+        self.observer.say("Stopping: what is finished is kept. Ctrl-C again to leave at once.")
+
+    def _count(self) -> None:
+        self.standing.counts["running"] = len(self._running)
+
+    def _freeze(self, trial: optuna.Trial) -> FrozenTrial:
+        return self.study._storage.get_trial(trial._trial_id)
+
+    def _folder(self, run_id: str) -> Path:
+        return run_folder(self.store, run_id)
+
+
+def run_folder(store: Path, run_id: str) -> Path:
+    """Return the folder of a run."""
+    return store / "runs" / run_id
+
+
+def describe_data(facts: StudyFacts) -> dict[str, Any]:
+    """Return the tags that say which images a study stands on."""
+    return {
+        "cityopt.dataset_fingerprint": facts.fingerprint,
+        "cityopt.subset_hash": facts.subset_hash,
+        "cityopt.holdout_hash": facts.holdout_hash,
+    }
+
+
+def describe_run(config: RunConfig, facts: StudyFacts) -> dict[str, Any]:
+    """Return the tags that say what a run stands on."""
+    return describe_data(facts) | {
+        "cityopt.seed": config.seed,
+        "cityopt.threads": config.threads,
+        "cityopt.protocol": "coco",
+        "cityopt.eval_size": "x".join(map(str, config.data.size)),
+    }
+
+
+def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:
+    """Give a run its end in MLflow, after all that its folder holds."""
+    ends: Mapping[Literal["complete", "pruned", "failed"], RunEnd] = {
+        "complete": "FINISHED",
+        "pruned": "KILLED",
+        "failed": "FAILED",
+    }
+    tags: dict[str, object] = {"cityopt.state": status.outcome}
+    if status.reason:
+        tags |= {"cityopt.reason": status.reason, "cityopt.message": status.message}
+    shipper.end(run_id, ends[status.outcome], tags)
+
+
+@contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on the first Ctrl-C or SIGTERM and leave at once on the second: workers die with this process."""
+    seen: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""The executor seam: where trials run.
+
+The coordinator submits jobs and polls for events; a worker trains and knows nothing of Optuna. After
+each epoch the worker waits for an answer, `continue` or `stop`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cityopt.config import RunConfig
+
+Answer = Literal["continue", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt at one run: its folder, and the token without which nobody may write there."""
+
+    run_id: str
+    folder: Path
+    token: str
+    config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker is warm: torch is imported and its device chosen."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A run went on; `progress` holds the fields of `training.loop.Progress`. At most ten a second."""
+
+    run_id: str
+    progress: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """A run finished an epoch and waits for an answer."""
+
+    run_id: str
+    epoch: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A run ended.
+
+    `complete` and `stopped` bring the training's result; `failed` brings a reason (`nan`, `oom`, `crash`,
+    `disk`, `data`, or `config` for a setting that cannot work); `lost` means that the worker died.
+    """
+
+    run_id: str
+    outcome: Literal["complete", "stopped", "failed", "lost"]
+    reason: str = ""
+    message: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+Event = WorkerReady | Progressed | EpochDone | JobEnded
+
+
+class Executor(ABC):
+    """Runs jobs on device slots."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to warm the workers up; returns at once."""
+
+    @property
+    @abstractmethod
+    def num_free(self) -> int:
+        """Number of slots that would take a job now."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Run a job on a free slot."""
+
+    @abstractmethod
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Return what happened, waiting at most `timeout_s` for something to happen."""
+
+    @abstractmethod
+    def answer(self, run_id: str, answer: Answer) -> None:
+        """Answer a finished epoch."""
+
+    @abstractmethod
+    def end_survivor(self, folder: Path) -> None:
+        """End the worker of an earlier coordinator that may still hold a run's folder."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers at once; a run in progress is interrupted."""
+
+    def __enter__(self) -> "Executor":
+        """Start the executor."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all workers."""
+        self.close()

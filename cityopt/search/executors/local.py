@@ -1,0 +1,174 @@
+"""Trials on this machine: warm worker processes, one per slot, each training many trials.
+
+A worker is a fresh interpreter (`worker.py`) that inherits one pipe and no lock. When it dies its job is
+reported as lost and a new worker takes its place.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, Any
+
+from cityopt.errors import StoreError
+from cityopt.search.executors.base import Answer, EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
+from cityopt.tracking.run_folder import begin_attempt, read_attempt
+
+_MAX_EARLY_DEATHS = 3
+
+
+class LocalExecutor(Executor):
+    """Runs jobs in `num_workers` processes with `threads` CPU threads each."""
+
+    def __init__(self, *, num_workers: int, threads: int, device: str, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._environment = _worker_environment(threads)
+        self._device = device
+        self._workers: list[_Worker] = []
+        self._num_workers = num_workers
+        self._early_deaths = 0
+
+    def start(self) -> None:
+        """Spawn the workers; they import torch while the caller goes on."""
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        self._workers = [self._spawn(slot) for slot in range(self._num_workers)]
+
+    @property
+    def num_free(self) -> int:
+        """Number of workers without a job, warm or not: a job waits in the pipe of one that warms up."""
+        return sum(worker.job is None for worker in self._workers)
+
+    def submit(self, job: Job) -> None:
+        """Send a job to a free worker."""
+        worker = next(worker for worker in self._workers if worker.job is None)
+        worker.job = job
+        begin_attempt(job.folder, job.token, worker.pid, read_start_time(worker.pid))
+        worker.send(
+            {
+                "type": "run",
+                "run_id": job.run_id,
+                "folder": str(job.folder),
+                "token": job.token,
+                "config": job.config.model_dump(mode="json"),
+            }
+        )
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Return the events of all workers; a dead worker is replaced and its job reported as lost."""
+        pipes = {worker.pipe: worker for worker in self._workers}
+        events: list[Event] = []
+        for pipe in wait(list(pipes), timeout_s):
+            worker = pipes[pipe]  # type: ignore[index]
+            try:
+                events.extend(self._read(worker))
+            except (EOFError, OSError):
+                events.extend(self._replace(worker))
+        return events
+
+    def answer(self, run_id: str, answer: Answer) -> None:
+        """Answer the epoch that a run reported."""
+        for worker in self._workers:
+            if worker.job is not None and worker.job.run_id == run_id:
+                worker.send({"type": "answer", "answer": answer})
+
+    def end_survivor(self, folder: Path) -> None:
+        """Kill the process that the folder's attempt names, if it is still that process."""
+        attempt = read_attempt(folder)
+        if attempt is not None and attempt.started and read_start_time(attempt.pid) == attempt.started:
+            os.kill(attempt.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill the workers: what they have finished is on disk, and a training has nothing else to save."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def _spawn(self, slot: int) -> "_Worker":
+        return _Worker(slot, self._device, self._environment, self._log_folder / f"worker-{slot}.log")
+
+    def _read(self, worker: "_Worker") -> list[Event]:
+        message: dict[str, Any] = json.loads(worker.pipe.recv_bytes())
+        kind, run_id = message.pop("type"), message.pop("run_id", "")
+        if kind == "ready":
+            self._early_deaths = 0
+            worker.is_warm = True
+            return [WorkerReady(message["device"])]
+        if kind == "progress":
+            return [Progressed(run_id, message["progress"])]
+        if kind == "epoch":
+            return [EpochDone(run_id, message["epoch"], message["metrics"])]
+        worker.job = None
+        return [JobEnded(run_id, **message)]
+
+    def _replace(self, worker: "_Worker") -> list[Event]:
+        ending = worker.kill()
+        self._early_deaths += not worker.is_warm
+        if self._early_deaths >= _MAX_EARLY_DEATHS:
+            raise StoreError(f"workers die before they are ready ({ending}). Their log: {worker.log}")
+        self._workers[self._workers.index(worker)] = self._spawn(worker.slot)
+        if worker.job is None:
+            return []
+        return [JobEnded(worker.job.run_id, "lost", reason="crash", message=f"the worker ended: {ending}")]
+
+
+class _Worker:
+    """One worker process and the coordinator's end of its pipe."""
+
+    def __init__(self, slot: int, device: str, environment: dict[str, str], log: Path) -> None:
+        self.slot, self.log = slot, log
+        self.job: Job | None = None
+        self.is_warm = False
+        self.pipe, theirs = Pipe()
+        with log.open("ab") as file:
+            self._process = _start_process(theirs, device, environment, file)
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message; a dead worker is noticed by the next poll."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send_bytes(json.dumps(message).encode())
+
+    def kill(self) -> str:
+        """End the process and say how it ended."""
+        self.pipe.close()
+        if self._process.poll() is None:
+            self._process.kill()
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def read_start_time(pid: int) -> float:
+    """Return when a process started, in clock ticks since boot; 0 where it is gone or the system does not say."""
+    try:
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _start_process(
+    pipe: "Connection[Any, Any]", device: str, environment: dict[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cityopt.search.executors.worker", str(pipe.fileno()), device],
+        pass_fds=[pipe.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+    )
+
+
+def _worker_environment(threads: int) -> dict[str, str]:
+    """Give each worker its share of the cores: two full thread pools slow each other down tens of times."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,130 @@
+"""The worker process: takes runs from a pipe, trains them, reports, and dies with its coordinator.
+
+Started by `local.py` as `python -m cityopt.search.executors.worker FD DEVICE`. It imports neither optuna nor mlflow.
+Messages are JSON, one per packet. In: `run`, `answer`. Out: `ready`, `progress`, `epoch`, `ended`.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cityopt.config import RunConfig
+from cityopt.errors import CityoptError, ConfigError, DataError, TrainingError
+from cityopt.search.executors.base import Answer
+
+
+def main() -> None:
+    """Serve until the coordinator closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
+    _die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    _Session(Connection(int(sys.argv[1])), device=sys.argv[2]).serve()
+
+
+class _Session:
+    """The worker's side of the pipe. A thread reads, so that a lost coordinator ends even a busy worker."""
+
+    def __init__(self, pipe: "Connection[Any, Any]", device: str) -> None:
+        self._pipe, self._device = pipe, device
+        self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._answers: queue.Queue[Answer] = queue.Queue()
+
+    def serve(self) -> None:
+        """Warm up, then run job after job."""
+        threading.Thread(target=self._read, daemon=True).start()
+        from cityopt.runtime import resolve_device
+        from cityopt.training import run  # noqa: F401  (imported now, so that the first trial need not wait)
+
+        self._send({"type": "ready", "device": str(resolve_device(self._device))})
+        while True:
+            self._run(self._jobs.get())
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = json.loads(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                os._exit(3)
+            if message["type"] == "answer":
+                self._answers.put(message["answer"])
+            else:
+                self._jobs.put(message)
+
+    def _run(self, message: dict[str, Any]) -> None:
+        run_id, folder = message["run_id"], Path(message["folder"])
+        _log_into(folder / "log.txt")
+        self._answers = queue.Queue()
+        try:
+            ending = self._train(run_id, folder, message)
+        except Exception as error:
+            traceback.print_exc()
+            ending = _describe_failure(error)
+        self._send({"type": "ended", "run_id": run_id, **ending})
+
+    def _train(self, run_id: str, folder: Path, message: dict[str, Any]) -> dict[str, Any]:
+        from cityopt.tracking.run_folder import RunFolder
+        from cityopt.training.run import run_training
+
+        def on_epoch(epoch: int, metrics: dict[str, float]) -> Answer:
+            self._send({"type": "epoch", "run_id": run_id, "epoch": epoch, "metrics": metrics})
+            return self._answers.get()
+
+        def on_progress(progress: Any) -> None:
+            self._send({"type": "progress", "run_id": run_id, "progress": asdict(progress)})
+
+        config = RunConfig.model_validate(message["config"])
+        tracker = RunFolder(folder, message["token"])
+        result = run_training(config, tracker, on_epoch, on_progress=on_progress)
+        return {"outcome": result.outcome, "result": json.loads(json.dumps(asdict(result), default=str))}
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._pipe.send_bytes(json.dumps(message).encode())
+        except OSError:
+            os._exit(3)
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    """Tell the reasons of a failed trial apart."""
+    if isinstance(error, TrainingError):
+        reason = error.reason
+    elif isinstance(error, DataError):
+        reason = "data"
+    elif isinstance(error, ConfigError):
+        reason = "config"
+    elif isinstance(error, CityoptError):
+        reason = "data"
+    else:
+        reason = "crash"
+    text = str(error) if isinstance(error, CityoptError) else f"{type(error).__name__}: {error}"
+    return {"outcome": "failed", "reason": reason, "message": text}
+
+
+def _log_into(path: Path) -> None:
+    """Send stdout and stderr, those of C code too, to the run's log."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} attempt begins, pid {os.getpid()}", flush=True)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the coordinator dies; elsewhere the closed pipe does it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main()

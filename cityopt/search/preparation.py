@@ -1,0 +1,133 @@
+"""What a study needs before its first trial: a dataset, its subset and holdout, their caches, its anchors."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cityopt.config import StudyConfig, SyntheticConfig, replace_settings
+from cityopt.data.anchors import choose_anchors
+from cityopt.data.cache import ImageCache, open_cache
+from cityopt.data.cityscapes import FrameFacts, check_root
+from cityopt.data.subset import hash_names
+from cityopt.data.synthetic import RECIPE_VERSION, write_synthetic
+from cityopt.data.targets import find_instances
+from cityopt.errors import DataError
+from cityopt.search.observer import Observer
+from cityopt.search.space import training_subset, trial_holdout
+from cityopt.training.dataset import Survey, pick_facts, survey_dataset
+
+SYNTHETIC = "synthetic"
+ROOT_VARIABLE = "CITYSCAPES_DATASET"
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study whose data is at hand. `config.data.root` says what was asked for, `root` where that is."""
+
+    config: StudyConfig
+    root: Path
+    fingerprint: str
+    subset: tuple[str, ...]
+    """Names of the images that trials train on."""
+    holdout: tuple[str, ...]
+    """Names of the images that trials validate on."""
+    anchor_report: dict[str, Any]
+
+    @property
+    def subset_hash(self) -> str:
+        """Content hash of the subset."""
+        return hash_names(self.subset)
+
+    @property
+    def holdout_hash(self) -> str:
+        """Content hash of the holdout."""
+        return hash_names(self.holdout)
+
+
+def prepare_study(config: StudyConfig, store: Path, *, data: str | None, observer: Observer) -> PreparedStudy:
+    """Find or make the dataset, pick the images, decode them once and fit the anchors.
+
+    Raises DataError: no dataset, or a broken one.
+    """
+    cache = cache_folder(store)
+    config = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
+    root = open_root(config, cache, observer)
+    survey = survey_dataset(root, cache, _reporter(observer, "reading labels"))
+    subset, holdout = (pick_facts(survey, rule) for rule in (training_subset(config), trial_holdout(config)))
+    images = [_open_images(survey, facts, config, cache, observer) for facts in (subset, holdout)]
+    _, report = choose_anchors(
+        config.model.anchors,
+        _collect_boxes(images[0]),
+        _collect_boxes(images[1]),
+        seed=config.seed,
+        image_size=config.data.size,
+        table=config.model.anchor_table,
+    )
+    names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
+    return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
+
+
+def cache_folder(store: Path) -> Path:
+    """Return the folder of decoded images and synthetic scenes."""
+    return store / "cache"
+
+
+def open_root(config: StudyConfig, cache: Path, observer: Observer) -> Path:
+    """Return the folder of a study's dataset; `synthetic` makes the scenes where they are missing. Raises DataError."""
+    root = choose_root(None, config.data.root)
+    if root == SYNTHETIC:
+        return make_scenes(config.data.synthetic, cache, _reporter(observer, "making scenes"))
+    return check_root(root)
+
+
+def choose_root(option: str | None, configured: str | None) -> str:
+    """Return `synthetic` or the absolute root that is meant: `--data`, then the study's, then CITYSCAPES_DATASET.
+
+    Raises DataError: none is given.
+    """
+    root = option or configured or os.environ.get(ROOT_VARIABLE)
+    if not root:
+        raise DataError(
+            f"there is no dataset: give its root with --data, in the study's `data.root`, or in {ROOT_VARIABLE}. "
+            "To try without one: --data synthetic."
+        )
+    return root if root == SYNTHETIC else str(Path(root).expanduser().absolute())
+
+
+def make_scenes(config: SyntheticConfig, cache: Path, on_count: Callable[[int, int], None] | None = None) -> Path:
+    """Return the root of synthetic scenes, made once, by one process at a time."""
+    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}"
+    root = cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_synthetic(root, num_images=config.num_images, size=config.size, seed=config.seed, progress=on_count)
+    return root
+
+
+def _open_images(
+    survey: Survey, facts: list[FrameFacts], config: StudyConfig, cache: Path, observer: Observer
+) -> ImageCache:
+    return open_cache(
+        [survey.frames[fact.name] for fact in facts],
+        size=config.data.size,
+        folder=cache,
+        fingerprint=survey.fingerprint,
+        progress=_reporter(observer, f"decoding {len(facts)} images"),
+    )
+
+
+def _collect_boxes(cache: ImageCache) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the boxes (N, 4) of all instances of a cache, in pixels of the training size."""
+    boxes = [find_instances(raster).boxes_xyxy for raster in cache.instances]
+    return np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+
+
+def _reporter(observer: Observer, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: observer.show_preparation(what, done, total)

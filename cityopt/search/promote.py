@@ -1,0 +1,361 @@
+"""Promotion: the best trial's settings -> full training -> all of val -> the registry.
+
+The promoted model trains on every training image, the trials' holdout included, for a fixed schedule whose last
+epoch counts: val judges it once and chooses nothing. So that the result says what full training brought, the
+trial's own checkpoint is judged on val beside it. A promotion that was killed goes on from its last epoch.
+"""
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from cityopt.config import ImageSet, RunConfig, StudyConfig, replace_section, replace_settings
+from cityopt.errors import DataError, StoppedError, StudyError, TrainingError
+from cityopt.runtime import derive_seed
+from cityopt.search.coordinator import (
+    MAX_STALLED,
+    describe_run,
+    end_shipping,
+    on_interrupt,
+    run_folder,
+)
+from cityopt.search.executors.base import EpochDone, Executor, Job, JobEnded, Progressed
+from cityopt.search.facts import StudyFacts
+from cityopt.search.observer import Observer
+from cityopt.search.preparation import cache_folder, choose_root, open_root
+from cityopt.search.space import trial_holdout
+from cityopt.search.status import TrialStatus, describe_trials
+from cityopt.search.study import load_stored_study, lock_study, open_storage, open_store
+from cityopt.search.sweep import open_executor, open_parent
+from cityopt.tracking.mlflow_registry import (
+    CHALLENGER,
+    CHAMPION,
+    ModelVersion,
+    find_champion,
+    register_model,
+    set_alias,
+)
+from cityopt.tracking.mlflow_shipper import Shipper
+from cityopt.tracking.mlflow_store import MlflowStore
+from cityopt.tracking.run_folder import BEST, LAST, RunFolder, Status, read_records, read_status, write_status
+
+PROMOTIONS = "cityopt:promotions"
+VAL = ImageSet(split="val", part="all")
+_SAME_GROUND = ("fingerprint", "split", "size", "metric")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Trial and promoted model on the same images by the same protocol."""
+
+    images: str
+    metric: str
+    trial: float | None
+    promoted: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What a promotion brought."""
+
+    study: str
+    name: str
+    run_id: str
+    trial: int
+    settings: dict[str, Any]
+    comparisons: tuple[Comparison, ...]
+    model: str
+    """`models:/cityopt-demo@champion`."""
+    version: int
+    reason: str
+    store: Path
+
+
+def run_promotion(
+    name: str, *, store: Path, data: str | None, settings: Mapping[str, Any], device: str, observer: Observer
+) -> Promotion:
+    """Train a study's best complete trial in full, or go on with that, judge it on val and register it.
+
+    Raises StoreError (no such study, another process at work on it), StudyError (no complete trial), StoppedError
+    (Ctrl-C), DataError, TrainingError.
+    """
+    folder = open_store(store)
+    observer.say(f"store {folder}")
+    with lock_study(folder, name):
+        study, config, facts = load_stored_study(open_storage(folder), name)
+        winner = pick_winner(study, config)
+        chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
+        root = open_root(chosen, cache_folder(folder), observer)
+        run = build_promotion_config(config, facts, winner, settings, root=root, device=device, store=folder)
+        mlflow = MlflowStore(folder)
+        with (
+            open_executor(folder, name, threads=facts.threads, device=device) as executor,
+            open_parent(mlflow, config, facts) as (_, shipper),
+        ):
+            return Promoter(folder, study, config, facts, mlflow, shipper, observer).promote(run, winner, executor)
+
+
+def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
+    """Return the best complete trial. Raises StudyError: none is complete."""
+    complete = [t for t in describe_trials(study, live=False) if t.state == "complete" and t.value is not None]
+    if not complete:
+        raise StudyError(
+            f"promotion needs a complete trial, but study {config.name!r} has none. "
+            f"Go on with: cityopt sweep --study {config.name}"
+        )
+    pick = max if config.search.direction == "maximize" else min
+    return pick(complete, key=lambda trial: trial.value or 0.0)
+
+
+def build_promotion_config(
+    config: StudyConfig,
+    facts: StudyFacts,
+    winner: TrialStatus,
+    settings: Mapping[str, Any],
+    *,
+    root: Path,
+    device: str,
+    store: Path,
+) -> RunConfig:
+    """Return the full training of a trial: its settings, then the study's `promotion.overrides`, then `--set`."""
+    full = replace_settings(config, {**winner.params, **config.promotion.overrides, **settings})
+    return RunConfig(
+        study=config.name,
+        name="promotion",
+        kind="promotion",
+        seed=derive_seed(config.seed, "promotion", winner.number),
+        threads=facts.threads,
+        device=device,
+        cache=str(cache_folder(store)),
+        data=replace_section(full.data, root=str(root)),
+        model=replace_section(full.model, anchors="explicit", anchor_table=facts.anchor_table),
+        training=full.training,
+        train_set=ImageSet(split="train", part="all", seed=config.seed),
+        validation_set=VAL,
+        metric=config.search.metric,
+        direction=config.search.direction,
+        keep="last",
+        fingerprint=facts.fingerprint,
+    )
+
+
+class Promoter:
+    """One promotion in progress."""
+
+    def __init__(
+        self,
+        store: Path,
+        study: optuna.Study,
+        config: StudyConfig,
+        facts: StudyFacts,
+        mlflow: MlflowStore,
+        shipper: Shipper,
+        observer: Observer,
+    ) -> None:
+        self.store, self.study, self.config, self.facts = store, study, config, facts
+        self.mlflow, self.shipper, self.observer = mlflow, shipper, observer
+        self.is_interrupted = False
+
+    def promote(self, run: RunConfig, winner: TrialStatus, executor: Executor) -> Promotion:
+        """Train, judge, register, in steps that may each be repeated after a kill."""
+        run, run_id = self._open_run(run, winner)
+        folder = run_folder(self.store, run_id)
+        executor.end_survivor(folder)
+        self.shipper.watch(run_id, folder)
+        try:
+            seconds = self._train(run, run_id, executor)
+        except StoppedError:
+            executor.close()
+            self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
+            raise
+        except (TrainingError, DataError) as error:
+            reason = error.reason if isinstance(error, TrainingError) else "data"
+            status = Status("failed", reason, str(error))
+            write_status(folder, status)
+            end_shipping(self.shipper, run_id, status)
+            raise
+        executor.close()
+        comparisons = self._compare(run, run_id, winner)
+        version, alias, reason = self._register(run, run_id, winner, comparisons)
+        status = Status("complete", seconds=seconds)
+        write_status(folder, status)
+        end_shipping(self.shipper, run_id, status)
+        (folder / LAST).unlink(missing_ok=True)
+        return Promotion(
+            study=self.config.name,
+            name=run.name,
+            run_id=run_id,
+            trial=winner.number,
+            settings=winner.params,
+            comparisons=comparisons,
+            model=f"models:/{version.name}@{alias}",
+            version=version.version,
+            reason=reason,
+            store=self.store,
+        )
+
+    def _open_run(self, run: RunConfig, winner: TrialStatus) -> tuple[RunConfig, str]:
+        """Return the promotion that was begun with this very config and not ended, or a new one."""
+        known: list[dict[str, Any]] = self.study.user_attrs.get(PROMOTIONS, [])
+        last = known[-1] if known else None
+        if last and read_status(run_folder(self.store, last["run_id"])) is None:
+            same = _without_place(last["config"]) == _without_place(run.model_dump(mode="json"))
+            if same:
+                run_id = str(last["run_id"])
+                self.mlflow.reopen_run(run_id)
+                self.observer.say(f"{last['name']} goes on from its last finished epoch")
+                return replace_section(run, name=last["name"]), run_id
+            self.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
+        run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
+        tags = describe_run(run, self.facts) | {"cityopt.trial": winner.number, "cityopt.trial_run": winner.run_id}
+        run_id = self.mlflow.find_run(run.study, run.name) or self.mlflow.create_run(
+            run.study, run.name, "promotion", tags
+        )
+        entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
+        self.study.set_user_attr(PROMOTIONS, [*known, entry])
+        return run, run_id
+
+    def _train(self, run: RunConfig, run_id: str, executor: Executor) -> float:
+        """Train in the worker and return the seconds it took; a worker that dies is replaced and goes on."""
+        folder = run_folder(self.store, run_id)
+        stalled, epoch = 0, -1
+        self.observer.begin_run(run.name, {"training.epochs": run.training.epochs}, resumed=(folder / LAST).exists())
+        with on_interrupt(self._interrupt):
+            while True:
+                now = max((record.step for record in read_records(folder)[0]), default=0)
+                stalled, epoch = (stalled + 1 if now == epoch else 1), now
+                if stalled > MAX_STALLED:
+                    raise TrainingError("crash", f"{run.name}: {MAX_STALLED} attempts ended without a finished epoch.")
+                executor.submit(Job(run_id, folder, uuid.uuid4().hex, run))
+                ending = self._watch(run, executor)
+                if ending.outcome != "lost":
+                    break
+                self.observer.say(f"{run.name}: {ending.message}; it is tried again from its last epoch.")
+        if ending.outcome == "failed":
+            raise TrainingError(ending.reason, f"{run.name}: {ending.message}")
+        return float(ending.result["seconds"])
+
+    def _watch(self, run: RunConfig, executor: Executor) -> JobEnded:
+        while True:
+            for event in executor.poll(0.2):
+                if isinstance(event, Progressed):
+                    self.observer.show_progress(run.name, event.progress)
+                elif isinstance(event, EpochDone):
+                    executor.answer(event.run_id, "continue")
+                    self.observer.show_epoch(run.name, event.epoch, run.training.epochs, event.metrics)
+                elif isinstance(event, JobEnded):
+                    return event
+            if self.is_interrupted:
+                raise StoppedError("Stopped; nothing is lost. The same command goes on from the last finished epoch.")
+
+    def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
+        """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
+        from cityopt.training.scoring import score_checkpoint
+
+        promoted, trial = (run_folder(self.store, i) / BEST for i in (run_id, winner.run_id or ""))
+
+        def score(checkpoint: Path, images: ImageSet, prefix: str) -> dict[str, float]:
+            what = f"judging {prefix.replace('/', ' on ')}"
+            return score_checkpoint(
+                checkpoint,
+                run,
+                images,
+                prefix=prefix,
+                on_count=lambda done, total: self.observer.show_preparation(what, done, total),
+            )
+
+        records = read_records(run_folder(self.store, run_id))[0]
+        own_val = next(r.metrics for r in reversed(records) if run.metric in r.metrics)
+        trial_val = score(trial, VAL, "trial/val")
+        own_holdout = score(promoted, trial_holdout(self.config), "promoted/holdout")
+        extra = {name: v for name, v in {**trial_val, **own_holdout}.items() if math.isfinite(v)}
+        tracker = RunFolder(run_folder(self.store, run_id), _token(run_folder(self.store, run_id)))
+        tracker.log_metrics(extra, step=run.training.epochs)
+        tail = run.metric.removeprefix("val/")
+        return (
+            Comparison("val", run.metric, extra.get(f"trial/val/{tail}"), own_val.get(run.metric)),
+            Comparison(
+                "trials' holdout",
+                run.metric,
+                winner.value,
+                extra.get(f"promoted/holdout/{tail}"),
+                "the promoted model has trained on these images",
+            ),
+        )
+
+    def _register(
+        self, run: RunConfig, run_id: str, winner: TrialStatus, comparisons: tuple[Comparison, ...]
+    ) -> tuple[ModelVersion, str, str]:
+        """Register the model; it becomes champion if there is none or it beats the present one on the same ground."""
+        from cityopt.training.checkpoint import load_model
+
+        checkpoint = run_folder(self.store, run_id) / BEST
+        tags = {
+            "metric": run.metric,
+            "value": comparisons[0].promoted,
+            "fingerprint": self.facts.fingerprint,
+            "split": "val",
+            "size": "x".join(map(str, run.data.size)),
+            "run_id": run_id,
+            "trial": winner.number,
+        }
+        tags = {f"cityopt.{key}": value for key, value in tags.items()}
+        alias, reason = judge_challenger(find_champion(self.mlflow, run.study), tags, self.config.search.direction)
+        version = register_model(
+            self.mlflow,
+            run.study,
+            load_model(checkpoint)[0],
+            checkpoint=checkpoint,
+            run_id=run_id,
+            tags=tags,
+            description=f"Trial {winner.number} of study {run.study}, trained in full. {alias}: {reason}.",
+        )
+        set_alias(self.mlflow, run.study, alias, version.version)
+        return version, alias, reason
+
+    def _interrupt(self) -> None:
+        self.is_interrupted = True
+        self.observer.say("Stopping: what is finished is kept. Ctrl-C again to leave at once.")
+
+
+def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], direction: str) -> tuple[str, str]:
+    """Return the alias of a new version, and why. A champion is beaten on the same data, split, size and metric."""
+    if champion is None:
+        return CHAMPION, "there was no champion"
+    if champion.run_id == tags["cityopt.run_id"]:
+        return CHAMPION, "it is the champion already"
+    for key in _SAME_GROUND:
+        old, new = champion.tags.get(f"cityopt.{key}"), str(tags[f"cityopt.{key}"])
+        if old != new:
+            return (
+                CHALLENGER,
+                f"the champion (version {champion.version}) was judged on another {key}: {old}, not {new}",
+            )
+    old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
+    better = new_value > old_value if direction == "maximize" else new_value < old_value
+    verdict = f"{tags['cityopt.metric']} {new_value:.4f} against {old_value:.4f} of version {champion.version}"
+    return (
+        (CHAMPION, f"it beats the champion, {verdict}")
+        if better
+        else (CHALLENGER, f"no better than the champion, {verdict}")
+    )
+
+
+def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two promotions the same training, wherever they run."""
+    places = ("name", "device", "cache")
+    rest = {key: value for key, value in config.items() if key not in places}
+    return rest | {"data": {k: v for k, v in config["data"].items() if k not in ("root", "num_workers")}}
+
+
+def _token(folder: Path) -> str:
+    from cityopt.tracking.run_folder import read_attempt
+
+    attempt = read_attempt(folder)
+    return attempt.token if attempt else ""

@@ -1,0 +1,76 @@
+"""Samplers: Optuna's, seeded anew for every trial, so that stopping and resuming changes nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from cityopt.config import Dimension, SamplerConfig
+from cityopt.runtime import derive_seed
+
+
+class SeededSampler(BaseSampler):
+    """A sampler whose proposals depend on (study seed, trial number, finished trials) alone.
+
+    Each trial gets a sampler of its own, and each setting that is drawn independently another, so a
+    trial that was killed while its settings were drawn gets the same ones the second time.
+    """
+
+    def __init__(self, build: Callable[[int], BaseSampler], seed: int) -> None:
+        self._build, self._seed = build, seed
+        self._relative: tuple[int, BaseSampler] = (-1, build(0))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the settings that are drawn together."""
+        return self._sampler_of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw settings together."""
+        return self._sampler_of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one setting on its own."""
+        sampler = self._build(self._derive_seed(trial.number, param_name))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the sampler keep what it learned from a finished trial."""
+        self._sampler_of(trial).after_trial(study, trial, state, values)
+
+    def _derive_seed(self, *parts: int | str) -> int:
+        return derive_seed(self._seed, "ask", *parts) % 2**32
+
+    def _sampler_of(self, trial: FrozenTrial) -> BaseSampler:
+        if self._relative[0] != trial.number:
+            self._relative = (trial.number, self._build(self._derive_seed(trial.number)))
+        return self._relative[1]
+
+
+def build_sampler(config: SamplerConfig, space: Mapping[str, Dimension], seed: int) -> BaseSampler:
+    """Return the sampler of a study; conditional settings make TPE model them in groups."""
+    conditional = any(dimension.when for dimension in space.values())
+
+    def build(trial_seed: int) -> BaseSampler:
+        if config.name == "random":
+            return RandomSampler(seed=trial_seed)
+        if config.name == "cmaes":
+            return CmaEsSampler(
+                seed=trial_seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
+            )
+        if config.name == "gp":
+            return GPSampler(seed=trial_seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False)
+        return TPESampler(
+            seed=trial_seed,
+            n_startup_trials=config.startup_trials,
+            group=conditional,
+            warn_independent_sampling=False,
+        )
+
+    return SeededSampler(build, seed)

@@ -1,0 +1,111 @@
+"""The leaderboard of a study, read from the store alone: also while a sweep runs, also after a kill."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from cityopt.config import Scalar
+from cityopt.errors import StoreError
+from cityopt.search.observer import TrialState
+from cityopt.search.study import is_locked, load_stored_study, open_storage
+
+RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStatus:
+    """One trial as people see it; `value` is its best so far."""
+
+    number: int
+    state: TrialState
+    reason: str | None
+    value: float | None
+    params: dict[str, Scalar]
+    run_id: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStatus:
+    """A study as people see it."""
+
+    study: str
+    metric: str
+    direction: str
+    best: TrialStatus | None
+    trials: list[TrialStatus]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state."""
+        states = [trial.state for trial in self.trials]
+        return {state: states.count(state) for state in ("complete", "pruned", "failed", "running", "waiting")}
+
+    @property
+    def ranked(self) -> list[TrialStatus]:
+        """The trials: complete ones first, by value, then pruned ones, then the rest."""
+        sign = -1.0 if self.direction == "maximize" else 1.0
+        places = {"complete": 0, "pruned": 1, "running": 2, "waiting": 3, "failed": 4}
+
+        def rank(trial: TrialStatus) -> tuple[int, float, int]:
+            return places[trial.state], float("inf") if trial.value is None else sign * trial.value, trial.number
+
+        return sorted(self.trials, key=rank)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `cityopt status --json`."""
+        best = self.best and {key: getattr(self.best, key) for key in ("number", "value", "params", "run_id")}
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "direction": self.direction,
+            "best": best,
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+
+def read_status(store: Path, name: str) -> StudyStatus:
+    """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
+    if not (store / "optuna.db").is_file():
+        raise StoreError(f"there is no study in {store}. Begin one with: cityopt sweep --study {name} --store {store}")
+    study, config, _ = load_stored_study(open_storage(store), name)
+    trials = describe_trials(study, live=is_locked(store, name))
+    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    pick = max if config.search.direction == "maximize" else min
+    best = pick(complete, key=lambda trial: trial.value or 0.0) if complete else None
+    return StudyStatus(name, config.search.metric, config.search.direction, best, trials)
+
+
+def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:
+    """Return all trials in order; without a live coordinator an unfinished one waits to be taken up again."""
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    return [_describe(trial, live, maximize) for trial in study.get_trials(deepcopy=False)]
+
+
+def find_best_reported(trial: FrozenTrial, maximize: bool) -> float | None:
+    """Return the best value that a trial reported, None when it reported none."""
+    values = [value for value in trial.intermediate_values.values() if value == value]
+    return None if not values else max(values) if maximize else min(values)
+
+
+def _describe(trial: FrozenTrial, live: bool, maximize: bool) -> TrialStatus:
+    ending: dict[str, Any] = trial.user_attrs.get(ENDING, {})
+    reason = ending.get("reason") or None
+    if trial.state == OptunaState.RUNNING:
+        state: TrialState = "running" if live else "waiting"
+        reason = None if live else "interrupted"
+    elif trial.state == OptunaState.WAITING:
+        state = "waiting"
+    else:
+        state = ending.get(
+            "state", {OptunaState.COMPLETE: "complete", OptunaState.PRUNED: "pruned"}.get(trial.state, "failed")
+        )
+    value = trial.value if state == "complete" else None if state == "failed" else find_best_reported(trial, maximize)
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    return TrialStatus(
+        trial.number, state, reason, value, dict(params), trial.user_attrs.get(RUN_ID), ending.get("seconds")
+    )

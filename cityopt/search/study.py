@@ -1,0 +1,200 @@
+"""Studies in the store: create or resume one, refuse what would change its scores, lock it.
+
+`optuna.db` holds the trials. Beside them a study keeps its settings, the facts of its data and its
+anchors as attributes, so that `status` and `promote` need neither the YAML nor the `--set` of old.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from cityopt.config import StudyConfig, validate
+from cityopt.errors import StoreError, StudyError
+from cityopt.search.facts import StudyFacts
+from cityopt.search.pruning import build_pruner
+from cityopt.search.sampling import build_sampler
+
+_SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
+_FREE_TO_DIFFER = ("search.trials", "data.root", "data.num_workers", "data.synthetic", "promotion")
+
+
+def open_store(path: str | Path) -> Path:
+    """Return the store's folder as an absolute path, made where it is missing.
+
+    Raises StoreError when it cannot be written.
+    """
+    store = Path(path).expanduser().absolute()
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        probe = store / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"the store must be a folder that can be written, but {store} is not: {error.strerror}. "
+            "Give another one with --store DIR."
+        ) from error
+    return store
+
+
+def open_storage(store: Path) -> RDBStorage:
+    """Open the trials' database of a store. Readers never wait for the one writer (WAL)."""
+    storage = RDBStorage(f"sqlite:///{store / 'optuna.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
+    sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
+    storage.engine.dispose()
+    return storage
+
+
+def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) -> int:
+    """Return the CPU threads of each training: as fixed when the study began, else a worker's share of the cores."""
+    if config.threads is not None:
+        return config.threads
+    if _is_complete(storage, config.name):
+        return load_stored_study(storage, config.name)[2].threads
+    return max(1, (os.cpu_count() or 1) // num_workers)
+
+
+def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> tuple[optuna.Study, StudyFacts]:
+    """Create a study or go on with it. Returns it with the facts that it keeps.
+
+    Raises StudyError, naming each difference, when stored settings that change scores differ.
+    """
+    if not _is_complete(storage, config.name):
+        return _create_study(storage, config, facts), facts
+    study, stored, stored_facts = load_stored_study(storage, config.name)
+    differences = describe_differences(stored, stored_facts, config, facts)
+    if differences:
+        raise StudyError(
+            f"study {config.name!r} was begun with other settings, and its scores would no longer compare:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nGive the settings of old, or begin another study with --name NEW."
+        )
+    study.set_user_attr(_SETTINGS, config.model_dump(mode="json"))
+    return study, replace(stored_facts, root=facts.root)
+
+
+def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, StudyConfig, StudyFacts]:
+    """Return a stored study, its settings and its facts. Raises StoreError when the store has no such study."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        raise StoreError(
+            f"the store has no study {name!r} (studies: {known}). Begin it with: cityopt sweep --study {name}"
+        ) from None
+    attributes = study.user_attrs
+    if _SETTINGS not in attributes:
+        raise StoreError(f"study {name!r} was never begun whole. Begin it with: cityopt sweep --study {name}")
+    config = validate(StudyConfig, attributes[_SETTINGS], origin=f"study {name}")
+    _equip(study, config)
+    return study, config, StudyFacts(**attributes[_FACTS])
+
+
+def describe_differences(
+    stored: StudyConfig, stored_facts: StudyFacts, new: StudyConfig, new_facts: StudyFacts
+) -> list[str]:
+    """List the settings and facts that change scores and differ, one line each."""
+    old_flat, new_flat = _flatten(stored.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    lines = [
+        f"{key}: was {old_flat.get(key)!r}, now {new_flat.get(key)!r}"
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key) != new_flat.get(key) and not key.startswith(_FREE_TO_DIFFER)
+    ]
+    for name in ("fingerprint", "subset_hash", "holdout_hash"):
+        old, now = getattr(stored_facts, name), getattr(new_facts, name)
+        if old != now:
+            what = name.replace("_", " ")
+            lines.append(f"data {what}: was {old[:12]} ({stored_facts.root}), now {now[:12]} ({new_facts.root})")
+    return lines
+
+
+@contextmanager
+def lock_study(store: Path, name: str) -> Iterator[None]:
+    """Hold a study as its only writer. The lock goes with the process, however it ends.
+
+    Raises StoreError when another process holds it.
+    """
+    path = store / "locks" / f"{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise StoreError(
+                f"study {name!r} is at work in another process (pid {holder}). "
+                f"Wait for it or stop it; watch it with: cityopt status --study {name}"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def is_locked(store: Path, name: str) -> bool:
+    """Say whether some process is at work on a study."""
+    path = store / "locks" / f"{name}.lock"
+    if not path.is_file():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _is_complete(storage: RDBStorage, name: str) -> bool:
+    """Say whether a study exists whole; what is left of one that was killed while it was made is removed."""
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    study = optuna.load_study(study_name=name, storage=storage)
+    if _SETTINGS in study.user_attrs:
+        return True
+    if any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+        raise StoreError(f"study {name!r} was not made by cityopt. Use --name NEW.")
+    optuna.delete_study(study_name=name, storage=storage)
+    return False
+
+
+def _create_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> optuna.Study:
+    study = optuna.create_study(study_name=config.name, storage=storage, direction=config.search.direction)
+    _equip(study, config)
+    for baseline in config.search.baselines:
+        study.enqueue_trial(dict(baseline))
+    study.set_user_attr(_FACTS, asdict(facts))
+    study.set_user_attr(_SETTINGS, config.model_dump(mode="json"))
+    return study
+
+
+def _equip(study: optuna.Study, config: StudyConfig) -> None:
+    study.sampler = build_sampler(config.search.sampler, config.search.space, config.seed)
+    study.pruner = build_pruner(config.search.pruner, config.training.epochs)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return flat
+
+
+def _set_pragmas(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()

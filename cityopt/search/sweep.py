@@ -1,0 +1,175 @@
+"""A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import yaml
+
+from cityopt.config import StudyConfig
+from cityopt.data.cityscapes import index_split
+from cityopt.errors import ConfigError, StoppedError
+from cityopt.evaluation.coco_ap import metric_names
+from cityopt.search.coordinator import Coordinator, describe_data, run_folder
+from cityopt.search.executors.base import Executor
+from cityopt.search.executors.local import LocalExecutor
+from cityopt.search.facts import StudyFacts
+from cityopt.search.observer import Observer
+from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, prepare_study
+from cityopt.search.study import find_threads, lock_study, open_storage, open_store, open_study
+from cityopt.tracking.mlflow_shipper import Shipper
+from cityopt.tracking.mlflow_store import MlflowStore
+from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
+
+INTERRUPTED = 130
+_SHIPPING_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """How a sweep ended and what to do next."""
+
+    store: Path
+    exit_code: int
+    advice: str
+
+
+def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str, observer: Observer) -> SweepSummary:
+    """Run a study's trials, or go on where the last sweep stopped.
+
+    Raises CityoptError: no dataset, other settings than the study began with, another process at work on it, or a
+    trial that failed for a reason that would fail every other.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_metric(config.search.metric)
+    check_dataset_exists(choose_root(data, config.data.root))
+    folder = open_store(store)
+    observer.say(f"store {folder}")
+    with lock_study(folder, config.name):
+        storage = open_storage(folder)
+        threads = find_threads(storage, config, num_workers=1)
+        with open_executor(folder, config.name, threads=threads, device=device) as executor:
+            prepared = prepare_study(config, folder, data=data, observer=observer)
+            study, facts = open_study(storage, prepared.config, build_facts(prepared, threads))
+            announce_anchors(facts, observer)
+            mlflow = MlflowStore(folder)
+            with open_parent(mlflow, config, facts) as (parent, shipper):
+                _describe_study(parent, prepared, facts)
+                coordinator = Coordinator(
+                    store=folder,
+                    study=study,
+                    config=prepared.config,
+                    facts=facts,
+                    device=device,
+                    executor=executor,
+                    mlflow=mlflow,
+                    shipper=shipper,
+                    observer=observer,
+                )
+                coordinator.run(parent)
+        return _sum_up(folder, config, coordinator)
+
+
+def check_dataset_exists(root: str) -> None:
+    """Refuse a wrong root before anything is written. Raises DataError."""
+    if root != SYNTHETIC:
+        index_split(root, "train")
+
+
+def check_metric(metric: str) -> None:
+    """Check that trials report the objective. Raises ConfigError that lists what they do report."""
+    valid = ["train/loss/total", *(f"val/{name}" for name in metric_names())]
+    if metric not in valid:
+        raise ConfigError(
+            f"`search.metric` must be one that trials report, but got {metric!r}. Metrics: {', '.join(valid)}."
+        )
+
+
+def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:
+    """Return the executor of a study: one worker on this machine."""
+    return LocalExecutor(num_workers=1, threads=threads, device=device, log_folder=store / "logs" / study)
+
+
+def build_facts(prepared: PreparedStudy, threads: int) -> StudyFacts:
+    """Return what a study that begins now would fix for good."""
+    return StudyFacts(
+        root=str(prepared.root),
+        fingerprint=prepared.fingerprint,
+        subset_hash=prepared.subset_hash,
+        holdout_hash=prepared.holdout_hash,
+        num_subset=len(prepared.subset),
+        num_holdout=len(prepared.holdout),
+        threads=threads,
+        anchors=prepared.anchor_report,
+    )
+
+
+def announce_anchors(facts: StudyFacts, observer: Observer) -> None:
+    """Say which images and anchors the trials have in common."""
+    report = facts.anchors
+    recalls = [
+        f"{name} recall at IoU .5 {report[name]['recall_50']:.2f}"
+        for name in ("kmeans", "default")
+        if report.get(name) and report[name].get("recall_50") is not None
+    ]
+    observer.say(
+        f"trials train on {facts.num_subset} images (subset {facts.subset_hash}) and validate on {facts.num_holdout} "
+        f"of other cities; anchors: {report['adopted']} ({', '.join(recalls)})"
+    )
+
+
+@contextmanager
+def open_parent(mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts) -> Iterator[tuple[RunFolder, Shipper]]:
+    """Open the study's parent run and the shipper; the run ends with the block, whatever happens in it."""
+    tags = describe_data(facts) | {"cityopt.seed": config.seed, "cityopt.metric": config.search.metric}
+    run_id = mlflow.open_parent(config.name, tags)
+    shipper = Shipper(mlflow)
+    token = uuid.uuid4().hex
+    begin_attempt(run_folder(mlflow.store, run_id), token)
+    parent = RunFolder(run_folder(mlflow.store, run_id), token)
+    shipper.watch(run_id, parent.folder)
+    try:
+        yield parent, shipper
+    except StoppedError:
+        shipper.end(run_id, "FINISHED")
+        raise
+    except BaseException:
+        shipper.end(run_id, "FAILED")
+        raise
+    else:
+        shipper.end(run_id, "FINISHED")
+    finally:
+        shipper.drain(_SHIPPING_TIMEOUT_S)
+        shipper.close()
+
+
+def _describe_study(parent: RunFolder, prepared: PreparedStudy, facts: StudyFacts) -> None:
+    """Put the study's settings, images and anchors on its parent run."""
+    parent.write_artifact("study.yaml", yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False))
+    parent.write_artifact("subset.txt", "".join(f"{name}\n" for name in prepared.subset))
+    parent.write_artifact("holdout.txt", "".join(f"{name}\n" for name in prepared.holdout))
+    write_json(parent.folder / "artifacts" / "anchors.json", facts.anchors)
+
+
+def describe_store(store: Path) -> str:
+    """Return the option that names a store in a command, empty for the default one."""
+    return "" if store == Path("mlruns").absolute() else f" --store {os.path.relpath(store)}"
+
+
+def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:
+    store_option = describe_store(store)
+    if coordinator.is_interrupted:
+        return SweepSummary(
+            store, INTERRUPTED, "Stopped; nothing is lost. The same command goes on from the last finished epoch."
+        )
+    if coordinator.standing.best_value is None:
+        return SweepSummary(store, 1, "No trial is complete. The reasons are above; each run's log is in its folder.")
+    return SweepSummary(
+        store,
+        0,
+        f"Next: cityopt promote --study {config.name}{store_option}\nLook: cityopt ui{store_option}",
+    )
