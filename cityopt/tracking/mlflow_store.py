@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RunEnd = Literal["FINISHED", "KILLED", "FAILED"]
 
-_QUIET = {
+QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -69,7 +69,7 @@ class MlflowStore:
         import_mlflow()
         from mlflow import MlflowClient
 
-        with _translated(f"open {self.tracking_uri}"):
+        with translate_errors(f"open {self.tracking_uri}"):
             if not self.is_embedded:
                 return MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
             with _locked(self.store / "mlflow.lock"):
@@ -80,14 +80,14 @@ class MlflowStore:
     def open_experiment(self, study: str) -> str:
         """Return the id of a study's experiment, made where it is missing. Raises StoreError: it is deleted."""
         if study not in self._experiments:
-            with _translated(f"open the experiment {study!r}"):
+            with translate_errors(f"open the experiment {study!r}"):
                 self._experiments[study] = self._open_experiment(study)
         return self._experiments[study]
 
     def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
         """Return the id of a study's parent run, running again, made where it is missing."""
         experiment = self.open_experiment(study)
-        with _translated(f"open the parent run of {study!r}"):
+        with translate_errors(f"open the parent run of {study!r}"):
             found = self.client.search_runs(
                 [experiment], "tags.`cityopt.kind` = 'study'", max_results=1, order_by=["attributes.start_time ASC"]
             )
@@ -113,7 +113,7 @@ class MlflowStore:
         Tags `cityopt.study`, `cityopt.kind` and MLflow's own are set beside the given ones.
         """
         parent = self._parents.get(study) or self.open_parent(study)
-        with _translated(f"create the run {name!r}"):
+        with translate_errors(f"create the run {name!r}"):
             return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})}, start_ms)
 
     def find_run(self, study: str, name: str) -> str | None:
@@ -127,7 +127,7 @@ class MlflowStore:
 
     def reopen_run(self, run_id: str) -> None:
         """Make an ended run RUNNING again, to go on with it."""
-        with _translated(f"reopen the run {run_id}"):
+        with translate_errors(f"reopen the run {run_id}"):
             self.client.update_run(run_id, status="RUNNING")
 
     def log(
@@ -146,7 +146,7 @@ class MlflowStore:
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(k, value, r.time_ms, r.step) for r in records for k, value in r.metrics.items()]
-        with _translated(f"log to the run {run_id}"):
+        with translate_errors(f"log to the run {run_id}"):
             self.client.log_batch(
                 run_id,
                 metrics=metrics,
@@ -160,7 +160,7 @@ class MlflowStore:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(name, digest[:36], source_type="local", source=json.dumps({"uri": source}))
-        with _translated(f"log a dataset to the run {run_id}"):
+        with translate_errors(f"log a dataset to the run {run_id}"):
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
 
@@ -170,15 +170,19 @@ class MlflowStore:
         """End a run, at `end_ms` (now)."""
         if tags:
             self.log(run_id, tags=tags)
-        with _translated(f"end the run {run_id}"):
+        with translate_errors(f"end the run {run_id}"):
             self.client.set_terminated(run_id, status, end_ms)
+
+    def artifact_uri(self, run_id: str) -> str:
+        """Return where the artifacts of a run lie."""
+        if run_id not in self._artifacts:
+            with translate_errors(f"find the run {run_id}"):
+                self._artifacts[run_id] = self.client.get_run(run_id).info.artifact_uri
+        return self._artifacts[run_id]
 
     def artifact_folder(self, run_id: str) -> Path | None:
         """Return the folder of a run's artifacts, None when they lie elsewhere than on this machine."""
-        if run_id not in self._artifacts:
-            with _translated(f"find the run {run_id}"):
-                self._artifacts[run_id] = self.client.get_run(run_id).info.artifact_uri
-        uri = urlparse(self._artifacts[run_id])
+        uri = urlparse(self.artifact_uri(run_id))
         return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
 
     def put_artifact(self, run_id: str, source: Path, name: str) -> None:
@@ -190,7 +194,7 @@ class MlflowStore:
         if folder is not None:
             _link(source, folder / name)
             return
-        with _translated(f"upload {source}"):
+        with translate_errors(f"upload {source}"):
             self.client.log_artifact(run_id, str(source), str(Path(name).parent) if "/" in name else None)
 
     def fetch_artifact(self, run_id: str, name: str) -> Path | None:
@@ -201,12 +205,12 @@ class MlflowStore:
         target = self.store / "cache" / "artifacts" / run_id
         if (target / name).is_file():
             return target / name
-        with _translated(f"list the artifacts of the run {run_id}"):
+        with translate_errors(f"list the artifacts of the run {run_id}"):
             parent = str(Path(name).parent) if "/" in name else None
             if name not in {info.path for info in self.client.list_artifacts(run_id, parent)}:
                 return None
         target.mkdir(parents=True, exist_ok=True)
-        with _translated(f"download {name} of the run {run_id}"):
+        with translate_errors(f"download {name} of the run {run_id}"):
             return Path(self.client.download_artifacts(run_id, name, str(target)))
 
     def _open_experiment(self, study: str) -> str:
@@ -241,7 +245,7 @@ class MlflowStore:
 
     def _search(self, study: str, condition: str, limit: int) -> list[str]:
         experiment = self.open_experiment(study)
-        with _translated(f"search the runs of {study!r}"):
+        with translate_errors(f"search the runs of {study!r}"):
             found: list[str] = []
             token = None
             while True:
@@ -255,7 +259,7 @@ class MlflowStore:
 @cache
 def import_mlflow() -> None:
     """Import MLflow so that it keeps quiet: no telemetry, no chatter on stdout or stderr."""
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401
 
@@ -264,7 +268,7 @@ def import_mlflow() -> None:
 
 
 @contextmanager
-def _translated(action: str) -> Iterator[None]:
+def translate_errors(action: str) -> Iterator[None]:
     """Turn what MLflow, its database and the file system raise into a StoreError that says what failed."""
     import_mlflow()
     from mlflow.exceptions import MlflowException
@@ -290,6 +294,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):  # renaming one link of a file to another would do nothing
+        return
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     try:
