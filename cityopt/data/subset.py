@@ -6,8 +6,8 @@ cities, class counts and the seed alone: not on the order of files, the machine 
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from cityopt.config import ImageSet
 from cityopt.data.cityscapes import FrameFacts
@@ -58,44 +58,44 @@ def _pick_holdout(facts: Sequence[FrameFacts], fraction: float, seed: int) -> se
     if len(facts) < 2:
         raise DataError(f"a holdout needs at least 2 images, but the dataset has {len(facts)}. Add images.")
     target = fraction * len(facts)
-    cities: dict[str, list[FrameFacts]] = defaultdict(list)
+    sizes: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     for fact in facts:
-        cities[fact.city].append(fact)
-    if len(cities) == 1:
+        sizes[fact.city] += 1
+        shown[fact.city] |= _class_bits(fact)
+    if len(sizes) == 1:
         count = min(max(1, round(target)), len(facts) - 1)
         _LOG.warning(
             "all images are of one city: its last %d frames are the holdout, which may resemble the rest", count
         )
         return {fact.name for fact in sorted(facts, key=lambda fact: fact.name)[-count:]}
-    draws = [_draw_cities(cities, target, f"{seed}/{number}") for number in range(_DRAWS)]
-    held = min(draws, key=lambda draw: _judge_draw(cities, draw, target))
-    names = {fact.name for city in held for fact in cities[city]}
+    draws = [_draw_cities(sizes, target, f"{seed}/{number}") for number in range(_DRAWS)]
+    held = min(draws, key=lambda draw: _judge_draw(sizes, shown, draw, target))
+    names = {fact.name for fact in facts if fact.city in held}
     if not 0.5 <= len(names) / target <= 2:
         _LOG.warning("whole cities make a holdout of %d images where %.0f were wanted", len(names), target)
     return names
 
 
-def _draw_cities(cities: dict[str, list[FrameFacts]], target: float, salt: str) -> set[str]:
+def _draw_cities(sizes: Mapping[str, int], target: float, salt: str) -> set[str]:
     """Take cities in random order as long as each brings the number of images nearer to the target."""
     held: set[str] = set()
     total = 0
-    for city in sorted(cities, key=lambda city: _rank(salt, city)):
-        grown = total + len(cities[city])
-        if abs(grown - target) < abs(total - target) and len(held) < len(cities) - 1:
+    for city in sorted(sizes, key=lambda city: _rank(salt, city)):
+        grown = total + sizes[city]
+        if abs(grown - target) < abs(total - target) and len(held) < len(sizes) - 1:
             held.add(city)
             total = grown
-    return held or {min(cities, key=lambda city: (len(cities[city]), _rank(salt, city)))}
+    return held or {min(sizes, key=lambda city: (sizes[city], _rank(salt, city)))}
 
 
-def _judge_draw(cities: dict[str, list[FrameFacts]], held: set[str], target: float) -> tuple[int, float]:
+def _judge_draw(sizes: Mapping[str, int], shown: Mapping[str, int], held: set[str], target: float) -> tuple[int, float]:
     """Return what a good holdout has little of: classes missing on a side, and distance from the target in tenths."""
     sides = [0, 0]
-    for city, facts in cities.items():
-        for fact in facts:
-            sides[city in held] |= _class_bits(fact)
+    for city, bits in shown.items():
+        sides[city in held] |= bits
     missing = sum((sides[0] | sides[1]).bit_count() - side.bit_count() for side in sides)
-    size = sum(len(cities[city]) for city in held)
-    return missing, round(abs(size - target) / target, 1)
+    return missing, round(abs(sum(sizes[city] for city in held) - target) / target, 1)
 
 
 def _order_images(facts: Sequence[FrameFacts], seed: int) -> list[FrameFacts]:
@@ -105,13 +105,11 @@ def _order_images(facts: Sequence[FrameFacts], seed: int) -> list[FrameFacts]:
     """
     ranked = sorted(facts, key=lambda fact: _rank(str(seed), fact.name))
     first = _cover_classes(ranked)
-    places: dict[str, float] = {}
-    by_city: dict[str, list[str]] = defaultdict(list)
-    for fact in (*first, *(fact for fact in ranked if fact not in first)):
-        by_city[fact.city].append(fact.name)
-    for names in by_city.values():
-        places.update((name, (index + 0.5) / len(names)) for index, name in enumerate(names))
     rest = [fact for fact in ranked if fact not in first]
+    by_city: dict[str, list[str]] = defaultdict(list)
+    for fact in (*first, *rest):
+        by_city[fact.city].append(fact.name)
+    places = {name: (index + 0.5) / len(names) for names in by_city.values() for index, name in enumerate(names)}
     return [*first, *sorted(rest, key=lambda fact: places[fact.name])]
 
 
