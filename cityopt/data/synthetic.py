@@ -66,7 +66,7 @@ def write_synthetic(
     train_extra images again, which have coarse labels only. `progress` is called with (done, total) per image.
 
     The tree appears whole or not at all. An `out` that holds this very tree already is left as it is.
-    Raises DataError for fewer than 3 images, a side below 32 px, or an `out` with other content.
+    Raises DataError for fewer than 3 images, a side below 32 px, or an `out` that has other content or cannot be made.
     """
     _check_request(num_images, size)
     recipe = {
@@ -78,8 +78,7 @@ def write_synthetic(
     }
     if _holds_already(out, recipe):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    staging = _make_staging(out)
     try:
         shots = list(_plan_shots(num_images, with_coarse))
         for done, shot in enumerate(shots, start=1):
@@ -88,10 +87,7 @@ def write_synthetic(
             if progress:
                 progress(done, len(shots))
         (staging / RECIPE_FILE).write_text(json.dumps(recipe) + "\n")
-        staging.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
+        _publish(staging, out, recipe)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -123,6 +119,26 @@ def _holds_already(out: Path, recipe: dict[str, object]) -> bool:
         return True
     what = "another synthetic tree" if found else "other files"
     raise DataError(f"{out} must be empty or missing, but holds {what}. Choose another directory, or remove it first.")
+
+
+def _make_staging(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise DataError(f"{out.parent} must be writable, but it is not ({error}). Choose another directory.") from error
+
+
+def _publish(staging: Path, out: Path, recipe: dict[str, object]) -> None:
+    """Move the finished tree to its place; if another process was faster with the same tree, keep that one."""
+    staging.chmod(0o755)
+    try:
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    except OSError:
+        if not _holds_already(out, recipe):
+            raise
 
 
 def _read_recipe(path: Path) -> object:

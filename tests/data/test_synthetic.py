@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,20 @@ def test_write_synthetic_leaves_nothing_behind_when_interrupted(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "t", num_images=3, size=(32, 64), seed=0, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_synthetic_keeps_the_tree_of_a_faster_process(tmp_path: Path) -> None:
+    out = tmp_path / "t"
+
+    def write(progress: Callable[[int, int], None] | None) -> None:
+        write_synthetic(out, num_images=3, size=(32, 64), seed=0, progress=progress)
+
+    write(lambda done, total: write(None) if done == 1 else None)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    assert len(list(out.rglob("*_leftImg8bit.png"))) == 3
+
+
+def test_write_synthetic_refuses_a_place_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="must be writable"):
+        write_synthetic(tmp_path / "file" / "t", num_images=3, size=(32, 64), seed=0)

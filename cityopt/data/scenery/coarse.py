@@ -1,12 +1,12 @@
 """Coarse annotations: few corners, well inside each thing, and void where an annotator would not bother.
 
-Derived from a finished scene's raster, so that every coarsely labelled pixel has its true label.
+Derived from a finished scene's raster, so that nearly every coarsely labelled pixel has its true label.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.data.scenery.outlines import trace_outline
+from cityopt.data.scenery.outlines import trace_outlines
 from cityopt.data.scenery.rasters import Annotated
 from cityopt.labels import LABELS
 
@@ -14,6 +14,7 @@ from cityopt.labels import LABELS
 MARGIN = 0.014
 CORNER_CUT = 0.016
 MIN_AREA = 0.0015
+MAX_PARTS = 5
 
 _NAME_OF_ID = {label.id: label.name for label in LABELS}
 
@@ -31,8 +32,8 @@ def coarsen(instances_HW: NDArray[np.uint16]) -> list[Annotated]:
         if value == 0 or count < MIN_AREA * height * width:
             continue
         mask, left, top = _crop(instances_HW == value, margin + 1)
-        polygon = trace_outline(_shrink(mask, margin), CORNER_CUT * height)
-        if polygon:
+        parts = trace_outlines(_shrink(mask, margin), CORNER_CUT * height)
+        for polygon in parts[:1] if value >= 1000 else parts[:MAX_PARTS]:
             objects.append((_name_of(value), [(x + left, y + top) for x, y in polygon]))
     return objects
 

@@ -16,21 +16,25 @@ Polygon = list[tuple[int, int]]
 
 
 def trace_outline(mask_HW: NDArray[np.bool_], tolerance_px: float = 0.6) -> Polygon:
-    """Trace the largest part of a mask as one polygon through its border pixels.
+    """Trace the largest part of a mask as one polygon through its border pixels; see `trace_outlines`."""
+    return next(iter(trace_outlines(mask_HW, tolerance_px)), [])
 
-    Holes are filled, as annotators do with the wheels of a bicycle. `tolerance_px` is about how far the polygon
-    may leave the border. An empty mask gives an empty list; so does a part of fewer than 3 pixels' outline.
+
+def trace_outlines(mask_HW: NDArray[np.bool_], tolerance_px: float = 0.6) -> list[Polygon]:
+    """Trace each part of a mask as a polygon through its border pixels, the largest first.
+
+    Holes are filled, as annotators do with the wheels of a bicycle. `tolerance_px` is about how far a polygon may
+    leave the border. Parts of fewer than three corners are left out, so an empty mask gives an empty list.
     """
     padded = np.zeros((mask_HW.shape[0] + 2, mask_HW.shape[1] + 2), dtype=np.float32)
     padded[1:-1, 1:-1] = mask_HW
     # A level just below 1 puts the line onto the border pixels instead of half a pixel outside.
     lines = contour_generator(z=padded, line_type=LineType.Separate).lines(0.98)
-    closed = [np.rint(line).astype(np.int64)[:-1] - 1 for line in lines if isinstance(line, np.ndarray)]
-    if not closed:
-        return []
-    largest = max(closed, key=lambda line: abs(_area(line)))
-    polygon = _thin(largest, tolerance_px)
-    return [(int(x), int(y)) for x, y in polygon] if len(polygon) >= 3 else []
+    rounded = [np.rint(line).astype(np.int64)[:-1] - 1 for line in lines if isinstance(line, np.ndarray)]
+    # Borders of holes run the other way round.
+    outer = sorted((line for line in rounded if _area(line) >= 0), key=_area, reverse=True)
+    thinned = [_thin(line, tolerance_px) for line in outer]
+    return [[(int(x), int(y)) for x, y in line] for line in thinned if len(line) >= 3]
 
 
 def clip_outline(points: list[Point], height: int, width: int) -> Polygon:

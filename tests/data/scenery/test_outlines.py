@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_fill_holes
 from scipy.spatial import ConvexHull
 
-from cityopt.data.scenery.outlines import Polygon, clip_outline, hull, trace_outline
+from cityopt.data.scenery.outlines import Polygon, clip_outline, hull, trace_outline, trace_outlines
 
 
 def fill(polygon: Polygon, height: int, width: int) -> np.ndarray:
@@ -68,3 +68,12 @@ def test_hull_equals_scipys() -> None:
     points = np.random.default_rng(3).normal(size=(40, 2))
     expected = points[ConvexHull(points).vertices]
     assert sorted(hull([(float(x), float(y)) for x, y in points])) == sorted(map(tuple, expected.tolist()))
+
+
+def test_trace_outlines_gives_every_part_largest_first_and_no_hole() -> None:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[5:30, 5:30] = True
+    mask[10:20, 10:20] = False
+    mask[32:38, 40:55] = True
+    parts = trace_outlines(mask, 0.0)
+    assert [fill(part, 40, 60).sum() for part in parts] == [25 * 25, 6 * 15]
