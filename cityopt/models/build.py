@@ -1,5 +1,6 @@
 """From a ModelConfig to a network: the only place that knows the model families by name."""
 
+import logging
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -9,6 +10,8 @@ from cityopt.errors import ConfigError
 from cityopt.models.mask_rcnn import MaskRCNN
 from cityopt.models.segmentation_model import SegmentationModel, Target
 from cityopt.models.weights import find_norm, load_pretrained, load_state
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SegmentationModel", "Target", "build_model"]
 
@@ -38,4 +41,14 @@ def build_model(
         load_state(network, state, origin="the checkpoint")
     elif download:
         load_pretrained(network, model)
+        _warn_of_frozen_noise(model)
     return network
+
+
+def _warn_of_frozen_noise(model: ModelConfig) -> None:
+    if model.weights == "none" and model.freeze_depth:
+        logger.warning(
+            "`model.freeze_depth: %d` freezes random layers, since `model.weights` is `none`: they will never learn. "
+            "Use `--set model.freeze_depth=0`.",
+            model.freeze_depth,
+        )

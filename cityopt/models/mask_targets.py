@@ -52,7 +52,8 @@ def sample_masks(maps: Sequence[Tensor], images: Tensor, instances: Tensor, boxe
             mask_RSS = (flat[pixel] == (instances[chunk] + 1)[:, None, None]).float()
             weights_y = weigh_cells(box[:, 1], box[:, 3], limit[:, 0], cells=side, length=crop, origin=origin[:, 1])
             weights_x = weigh_cells(box[:, 0], box[:, 2], limit[:, 1], cells=side, length=crop, origin=origin[:, 0])
-            out[chunk] = weights_y @ mask_RSS @ weights_x.transpose(1, 2)
+            with torch.autocast(boxes.device.type, enabled=False):
+                out[chunk] = weights_y @ mask_RSS @ weights_x.transpose(1, 2)
     return out
 
 

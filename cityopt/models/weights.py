@@ -1,27 +1,220 @@
-"""Pretrained weights: where they come from, and how they are fitted into a network."""
+"""Pretrained weights: where they come from, and how they are fitted into a network.
 
-from collections.abc import Mapping
+`coco` is torchvision's Mask R-CNN with ResNet-50 (COCO_V1), `imagenet` its classifiers (IMAGENET1K_V1).
+Both are kept in torch.hub's folder. A path is a checkpoint of cityopt or a plain state dict, of a whole
+network or of a ResNet alone. Files are read with `weights_only`: nothing in them can run.
 
+Layers that depend on the number of classes or of anchors start afresh where the file's have another
+shape; anything else that does not fit is an error.
+
+Source: torchvision's `overwrite_eps` (COCO_V1 was trained with a batch norm without epsilon).
+"""
+
+import logging
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from cityopt.config import ModelConfig
 from cityopt.errors import WeightsError
 from cityopt.models.backbone import Norm
 
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+_BODY = "backbone.body."
+_EPSILON = 1e-5
+_LONGEST_LIST = 40
+_CLASS_LAYERS = (
+    "roi_heads.box_predictor.cls_score.",
+    "roi_heads.box_predictor.bbox_pred.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
+_ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")
+_OLD_NAMES = (
+    (re.compile(r"(inner_blocks|layer_blocks)\.(\d)\.(weight|bias)$"), r"\1.\2.0.\3"),
+    (re.compile(r"rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (re.compile(r"mask_head\.mask_fcn1\."), "mask_head.0.0."),
+    (re.compile(r"mask_head\.mask_fcn2\."), "mask_head.1.0."),
+    (re.compile(r"mask_head\.mask_fcn3\."), "mask_head.2.0."),
+    (re.compile(r"mask_head\.mask_fcn4\."), "mask_head.3.0."),
+)
+_IMAGENET = {"resnet18": ResNet18_Weights, "resnet50": ResNet50_Weights, "resnet101": ResNet101_Weights}
+
 
 def find_norm(model: ModelConfig, state: Mapping[str, Tensor] | None = None) -> Norm:
-    """Say which norm the network needs."""
+    """Say which norm the backbone of a config needs: that of its state, else that of the weights it starts from."""
+    if state is None and model.weights not in ("none", "coco", "imagenet") and Path(model.weights).is_file():
+        state = read_state(Path(model.weights))
     if state is not None:
-        return "frozen" if any(key.endswith("running_mean") for key in state) else "group"
+        return "frozen" if any(key.endswith(".running_mean") for key in state) else "group"
     return "group" if model.weights == "none" else "frozen"
 
 
 def load_pretrained(network: nn.Module, model: ModelConfig) -> None:
-    """Load what `model.weights` names."""
-    if model.weights != "none":
-        raise WeightsError("not yet")
+    """Load the weights that `model.weights` names into a network with torchvision's module names.
+
+    Raises WeightsError: an unknown name, no such weights for this backbone, no download, a broken file,
+    or tensors that do not fit, each of which is listed.
+    """
+    if model.weights == "none":
+        return
+    url = find_url(model)
+    path = Path(model.weights) if url is None else fetch_file(url)
+    state = rename_state(read_state(path))
+    if model.weights == "coco":
+        state = fold_epsilon(state)
+    fit_state(network, state, origin=str(path))
+
+
+def find_url(model: ModelConfig) -> str | None:
+    """Return the address of the weights, or None where `model.weights` is the path of a file.
+
+    Raises WeightsError: weights that do not exist, or not for this backbone.
+    """
+    if model.weights == "coco":
+        if model.backbone != "resnet50":
+            raise WeightsError(
+                f"`model.weights: coco` exists for `model.backbone: resnet50` alone, but got {model.backbone!r}. "
+                "Use `imagenet`, `none`, or the path of a checkpoint."
+            )
+        return str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url)
+    if model.weights == "imagenet":
+        if model.stem_channels != 64:
+            raise WeightsError(
+                "`model.stem_channels` must be 64 with `model.weights: imagenet`, but got "
+                f"{model.stem_channels}. Use 64, or `--set model.weights=none`."
+            )
+        return str(_IMAGENET[model.backbone].IMAGENET1K_V1.url)
+    if not Path(model.weights).is_file():
+        raise WeightsError(
+            "`model.weights` must be `coco`, `imagenet`, `none` or the path of a file, "
+            f"but there is no file {model.weights!r}."
+        )
+    return None
+
+
+def fetch_file(url: str) -> Path:
+    """Return the file of an address from torch.hub's folder, downloaded and checked against its name's hash.
+
+    Raises WeightsError: it cannot be downloaded. The message says where to put the file by hand.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    logger.info("downloading %s to %s", url, path)
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise WeightsError(
+            f"the weights {url} cannot be downloaded: {error}. Put the file at {path}, "
+            "or train from random values with `--set model.weights=none`."
+        ) from error
+    return path
+
+
+def read_state(path: Path) -> State:
+    """Read the tensors of a checkpoint of cityopt, of a state dict, or of a dict that holds one as `model`.
+
+    Raises WeightsError: a file that is broken, or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path} must be a file of weights that `torch.load(weights_only=True)` reads, but: {error}. "
+            "If a download was cut short, delete the file."
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(f"{path} must hold a dict of named tensors, or one under `model`, but holds something else.")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def rename_state(state: Mapping[str, Tensor]) -> State:
+    """Give tensors the names of today's torchvision detectors, and a classifier's those of a backbone."""
+    if "conv1.weight" in state:
+        state = {_BODY + key: value for key, value in state.items() if not key.startswith("fc.")}
+    renamed = {}
+    for key, value in state.items():
+        name = key
+        for old, new in _OLD_NAMES:
+            name = old.sub(new, name)
+        if not name.endswith(".num_batches_tracked"):
+            renamed[name] = value
+    return renamed
+
+
+def fold_epsilon(state: Mapping[str, Tensor]) -> State:
+    """Turn frozen batch norms that were trained without epsilon into equal ones with 1e-5."""
+    folded = dict(state)
+    for key, variance in state.items():
+        if key.endswith(".running_var"):
+            name = key.removesuffix("running_var") + "weight"
+            scale = ((variance.double() + _EPSILON) / variance.double()).sqrt()
+            folded[name] = (state[name].double() * scale).to(state[name].dtype)
+    return folded
+
+
+def fit_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load tensors into a network; a file of a backbone alone leaves the rest random.
+
+    Raises WeightsError: tensors that are missing, unknown or of another shape, beside those of the
+    layers that depend on the number of classes or of anchors, which start afresh together.
+    """
+    wanted = network.state_dict()
+    fresh = [
+        layers
+        for layers in (_CLASS_LAYERS, _ANCHOR_LAYERS)
+        if any(k.startswith(layers) and k in wanted and wanted[k].shape != v.shape for k, v in state.items())
+    ]
+    for layers in fresh:
+        logger.info("starting afresh, since %s has other shapes: %s", origin, ", ".join(layers))
+        state = {key: value for key, value in state.items() if not key.startswith(layers)}
+    if all(key.startswith(_BODY) for key in state):
+        wanted = {key: value for key, value in wanted.items() if key.startswith(_BODY)}
+    random = tuple(prefix for layers in fresh for prefix in layers)
+    wanted = {key: value for key, value in wanted.items() if not random or not key.startswith(random)}
+    _check_fit(wanted, state, origin)
+    network.load_state_dict(dict(state), strict=False)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Load a state of this very network."""
+    """Load a state of this very network. Raises WeightsError that lists all tensors that do not fit."""
+    _check_fit(network.state_dict(), state, origin)
     network.load_state_dict(dict(state))
+
+
+def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    problems = [
+        *_list_keys("missing", wanted.keys() - state.keys()),
+        *_list_keys("unknown", state.keys() - wanted.keys()),
+        *(
+            f"  {key}: {tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the network"
+            for key in sorted(wanted.keys() & state.keys())
+            if state[key].shape != wanted[key].shape
+        ),
+    ]
+    if len(problems) > _LONGEST_LIST:
+        problems[_LONGEST_LIST:] = [f"  … and {len(problems) - _LONGEST_LIST} more"]
+    if problems:
+        raise WeightsError(
+            f"the tensors of {origin} must fit the network of `model`, but these do not:\n"
+            + "\n".join(problems)
+            + "\nSet `model.backbone` and the widths (`model.stem_channels`, `model.fpn_channels`, …) to the file's."
+        )
+
+
+def _list_keys(word: str, keys: Iterable[str]) -> list[str]:
+    return [f"  {key}: {word}" for key in sorted(keys)]
