@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,21 @@ def test_scan_frames_looks_only_at_changed_files_when_it_remembers(
     after = scan_frames(frames, memo)
     assert looked == [changed]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True]
+
+
+def test_scan_frames_looks_again_when_a_label_changed_but_not_its_size(tmp_path: Path) -> None:
+    write_frame(tmp_path, "train", "ulm", 0)
+    (frame,) = index_split(tmp_path, "train")
+    assert frame.instance_ids is not None
+    counts = []
+    for time, value in enumerate((24000, 26000), start=10**9):
+        Image.fromarray(np.full((24, 48), value, dtype=np.uint16)).save(frame.instance_ids, compress_level=0)
+        os.utime(frame.instance_ids, (time, time))
+        counts.append(
+            (frame.instance_ids.stat().st_size, *scan_frames([frame], tmp_path / "memo.json")[0].class_counts)
+        )
+    assert counts[0][0] == counts[1][0]
+    assert [row[1:4] for row in counts] == [(1, 0, 0), (0, 0, 1)]
 
 
 def test_scan_frames_remembers_the_frames_before_when_one_is_broken(
