@@ -59,7 +59,7 @@ def predict_images(
             some = list(indices[start : start + batch_size])
             pixels = torch.from_numpy(np.ascontiguousarray(cache.images[some])).to(device)
             with torch.inference_mode():
-                images = pixels.permute(0, 3, 1, 2).float().div_(255).contiguous()
+                images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
                 predictions = model.predict(list(images.unbind()))
             yield from zip(some, predictions, strict=True)
     finally:

@@ -127,7 +127,7 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
     try:
         config = validate(RunConfig, content["config"], origin=str(path))
         model = build_model(config.model, state=content["model"])
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path} does not fit this version of cityopt: {error}") from error
     return model.eval(), config
 

@@ -113,6 +113,17 @@ def test_run_training_repeats_to_the_last_bit(
     assert same(weights(tmp_path / "run" / "last.pt"), weights(folder / "last.pt"))
 
 
+def test_run_training_repeats_to_the_last_bit_when_two_threads_share_the_work(config: RunConfig) -> None:
+    heard = []
+    for _ in range(2):
+        coordinator = Coordinator(stop_after=1)
+        run_training(config.model_copy(update={"threads": 2}), NullTracker(), coordinator)
+        assert torch.get_num_threads() == 2
+        heard.append(scores(coordinator.heard[0][1]))
+    torch.set_num_threads(1)
+    assert heard[0] == heard[1]
+
+
 def test_run_training_differs_when_the_seed_does(
     undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig
 ) -> None:
@@ -220,16 +231,18 @@ def test_run_training_stops_when_told_and_again_when_told_after_a_resumption(con
     assert list((tmp_path / "artifacts" / "overlays").iterdir())
 
 
-def test_run_training_keeps_the_last_and_the_smallest_when_the_config_says_so(
-    config: RunConfig, tmp_path: Path
+@pytest.mark.parametrize(("direction", "best_epoch"), [("maximize", 1), ("minimize", 2)])
+def test_run_training_keeps_the_last_epoch_beside_the_best_value_when_told_so(
+    config: RunConfig, tmp_path: Path, direction: str, best_epoch: int
 ) -> None:
-    wanted = config.model_copy(update={"keep": "last", "direction": "minimize", "metric": "train/loss/total"})
+    wanted = config.model_copy(update={"keep": "last", "direction": direction, "metric": "train/loss/total"})
     wanted = replace_settings(wanted, {"training.epochs": 2})
     coordinator = Coordinator()
     result = run_training(wanted, RunFolder(tmp_path), coordinator)
-    losses = [metrics["train/loss/total"] for _, metrics in coordinator.heard]
-    assert (result.best_value, result.best_epoch) == (min(losses), losses.index(min(losses)) + 1)
-    assert result.checkpoint == tmp_path / "last.pt"
+    assert result.best_epoch == best_epoch
+    assert result.best_value == coordinator.heard[best_epoch - 1][1]["train/loss/total"]
+    assert result.checkpoint is not None
+    assert load_checkpoint(result.checkpoint)["state"].epoch == 2
     assert result.metrics == coordinator.heard[-1][1]
 
 
