@@ -75,8 +75,9 @@ class Shipper:
 
     def watch(self, run_id: str, folder: Path) -> None:
         """Mirror a folder from now on. An end that it had is void: the run goes on."""
-        (folder / ENDING).unlink(missing_ok=True)
-        self._add(run_id, folder, ended=False)
+        with self._changed:
+            (folder / ENDING).unlink(missing_ok=True)
+            self._add(run_id, folder, ended=False)
 
     def end(
         self,
@@ -160,11 +161,11 @@ class Shipper:
             self._problem = str(error)
             return
         self._problem = ""
-        for run_id in run_ids:
-            folder = self._store.runs / run_id
-            if run_id not in self._watched and folder.is_dir():
-                self._add(run_id, folder, ended=(folder / ENDING).is_file())
         with self._changed:
+            for run_id in run_ids:
+                folder = self._store.runs / run_id
+                if run_id not in self._watched and folder.is_dir():
+                    self._add(run_id, folder, ended=(folder / ENDING).is_file())
             self._studies.remove(study)
 
     def _try_to_ship(self, run: _Watched) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cache, cached_property
@@ -202,16 +203,16 @@ class MlflowStore:
         folder = self.artifact_folder(run_id)
         if folder is not None:
             return folder / name if (folder / name).is_file() else None
-        target = self.store / "cache" / "artifacts" / run_id
-        if (target / name).is_file():
-            return target / name
+        target = self.store / "cache" / "artifacts" / run_id / name
+        if target.is_file():
+            return target
         with translate_errors(f"list the artifacts of the run {run_id}"):
             parent = str(Path(name).parent) if "/" in name else None
             if name not in {info.path for info in self.client.list_artifacts(run_id, parent)}:
                 return None
-        target.mkdir(parents=True, exist_ok=True)
-        with translate_errors(f"download {name} of the run {run_id}"):
-            return Path(self.client.download_artifacts(run_id, name, str(target)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as partial, translate_errors(f"download {name}"):
+            return Path(self.client.download_artifacts(run_id, name, partial)).replace(target)
 
     def _open_experiment(self, study: str) -> str:
         found = self.client.get_experiment_by_name(study)

@@ -4,18 +4,22 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cityopt.errors import StoreError
 from cityopt.tracking import mlflow_ui
+from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.mlflow_ui import open_ui, serve_ui
+from cityopt.tracking.run_folder import RunFolder
 
 STAND_IN = """
 import http.server, subprocess, sys
@@ -133,6 +137,21 @@ def test_open_ui_names_the_option_when_the_port_is_taken(tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
+def check_that_a_remote_store_mirrors(remote: MlflowStore, study: str, local: MlflowStore) -> None:
+    run_id = remote.create_run(study, "trial-0001", "trial")
+    folder = RunFolder(remote.runs / run_id, "a")
+    folder.log_metrics({"ap": 0.5, "loss": float("nan")}, step=1, time_ms=7)
+    shipper = Shipper(remote)
+    shipper.end(run_id, "FINISHED", {"cityopt.state": "complete"})
+    assert shipper.drain(60), shipper.problem
+    assert shipper.close()
+    with closing(sqlite3.connect(local.store / "mlflow.db")) as connection:
+        sql = "SELECT key, step, timestamp, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key"
+        assert connection.execute(sql, (run_id,)).fetchall() == [("ap", 1, 7, 0), ("loss", 1, 7, 1)]
+    assert not (remote.store / "mlflow.db").exists()
+    assert run_id not in remote.list_running(study)
+
+
 @pytest.mark.slow
 def test_ui_shows_runs_and_artifacts_and_dies_with_its_parent(
     mlflow_store: MlflowStore, study: str, tmp_path: Path
@@ -151,9 +170,10 @@ def test_ui_shows_runs_and_artifacts_and_dies_with_its_parent(
             )
             assert fetch(f"{address}/get-artifact?run_uuid={run_id}&path=overlays/a.png") == b"picture"
             assert b"<html" in fetch(address)
+            check_that_a_remote_store_mirrors(MlflowStore(tmp_path / "remote", address), study, mlflow_store)
         finally:
             parent.kill()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"], "the server leaves nothing where it is started"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "remote"}, "the server leaves no files"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
