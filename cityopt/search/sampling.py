@@ -66,11 +66,6 @@ def build_sampler(config: SamplerConfig, space: Mapping[str, Dimension], seed: i
             )
         if config.name == "gp":
             return GPSampler(seed=trial_seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False)
-        return TPESampler(
-            seed=trial_seed,
-            n_startup_trials=config.startup_trials,
-            group=conditional,
-            warn_independent_sampling=False,
-        )
+        return TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, group=conditional)
 
     return SeededSampler(build, seed)

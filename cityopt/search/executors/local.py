@@ -169,6 +169,10 @@ def _start_process(
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """Give each worker its share of the cores: two full thread pools slow each other down tens of times."""
+    """Give each worker its share of the cores: two full thread pools slow each other down tens of times.
+
+    Threads that wait sleep instead of spinning, so that a training halves its speed, not more, beside other work.
+    """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    return {**defaults, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
