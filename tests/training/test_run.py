@@ -246,6 +246,14 @@ def test_run_training_keeps_the_last_epoch_beside_the_best_value_when_told_so(
     assert result.metrics == coordinator.heard[-1][1]
 
 
+def test_run_training_learns_in_bfloat16_with_accumulation_and_clipping(config: RunConfig) -> None:
+    settings = {"training.precision": "bfloat16", "training.accumulation": 2, "training.clip_norm": 5.0}
+    coordinator = Coordinator(stop_after=2)
+    run_training(replace_settings(config, settings), NullTracker(), coordinator)
+    first, second = (metrics["train/loss/total"] for _, metrics in coordinator.heard)
+    assert second < first
+
+
 def test_run_training_needs_no_folder(config: RunConfig) -> None:
     result = run_training(config, NullTracker(), Coordinator(stop_after=1))
     assert (result.outcome, result.checkpoint) == ("stopped", None)
