@@ -6,6 +6,7 @@ One study is one experiment with one parent run; trials and promotions are its c
 
 import fcntl
 import getpass
+import importlib
 import json
 import logging
 import os
@@ -262,7 +263,7 @@ def import_mlflow() -> None:
     """Import MLflow so that it keeps quiet: no telemetry, no chatter on stdout or stderr."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401
+    importlib.import_module("mlflow")
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ The server takes 10 to 50 seconds to answer. An address is only given out once t
 import ctypes
 import http.client
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -60,7 +61,7 @@ def open_ui(
     port = _reserve_port(host, port)
     opened = MlflowStore(store)
     if not (opened.store / "mlflow.db").is_file():
-        opened.client  # noqa: B018  (two processes must not make the database at once: here they take turns)
+        _ = opened.client  # makes the database under a lock; the server would not take turns with a sweep
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(
             _command(opened, host, port),
@@ -68,7 +69,6 @@ def open_ui(
             stderr=subprocess.STDOUT,
             env=os.environ | QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
             _wait_until_ready(server, host, port, output, on_wait, timeout_s)
@@ -85,7 +85,7 @@ def _command(store: MlflowStore, host: str, port: int) -> list[str]:
         "--port": str(port),
         "--workers": "1",
     }
-    return [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
+    return [sys.executable, "-m", __name__, "server", *(part for pair in options.items() for part in pair)]
 
 
 def _reserve_port(host: str, port: int) -> int:
@@ -154,6 +154,15 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to send SIGTERM when the parent dies; the server hands it on to its own child."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+def _run_mlflow() -> None:
+    """Be the `mlflow` command, and end with the parent.
+
+    Linux sends SIGTERM when the parent dies, which MLflow's server hands on to its own child.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+    runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _run_mlflow()
