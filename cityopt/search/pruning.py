@@ -42,11 +42,11 @@ class RungPruner(BasePruner):
             return True
         bracket = self.bracket_of(trial.number)
         rivals = [
-            other.intermediate_values[epoch]
+            rival
             for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number
-            and epoch in other.intermediate_values
-            and self.bracket_of(other.number) == bracket
+            if other.number != trial.number and self.bracket_of(other.number) == bracket
+            for rival in (other.intermediate_values.get(epoch, math.nan),)
+            if not math.isnan(rival)
         ]
         return not self._goes_on(value, rivals, study.direction == optuna.study.StudyDirection.MAXIMIZE)
 
@@ -67,8 +67,8 @@ class RungPruner(BasePruner):
         raise AssertionError("the shares add up to their sum")
 
     def _goes_on(self, value: float, rivals: Sequence[float], maximize: bool) -> bool:
-        values = sorted([v for v in rivals if not math.isnan(v)] + [value], reverse=maximize)
-        last = values[max((len(rivals) + 1) // self.factor - 1, 0)]
+        values = sorted([*rivals, value], reverse=maximize)
+        last = values[max(len(values) // self.factor - 1, 0)]
         return value >= last if maximize else value <= last
 
 
@@ -77,5 +77,5 @@ def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
     if config.name == "none":
         return NopPruner()
     if config.name == "median":
-        return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_epochs - 1)
+        return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_epochs)
     return RungPruner(config.min_epochs, max_epochs, config.reduction_factor, brackets=config.name == "hyperband")
