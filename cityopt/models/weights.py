@@ -11,7 +11,6 @@ Source: torchvision's `overwrite_eps` (COCO_V1 was trained with a batch norm wit
 """
 
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from http.client import HTTPException
@@ -129,7 +128,7 @@ def read_state(path: Path) -> State:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler raises whatever rubbish makes it stumble on
         raise WeightsError(
             f"{path} must be a file of weights that `torch.load(weights_only=True)` reads, but: {error}. "
             "If a download was cut short, delete the file."
@@ -160,7 +159,7 @@ def fold_epsilon(state: Mapping[str, Tensor]) -> State:
     """Turn frozen batch norms that were trained without epsilon into equal ones with 1e-5."""
     folded = dict(state)
     for key, variance in state.items():
-        if key.endswith(".running_var"):
+        if key.endswith("running_var"):
             name = key.removesuffix("running_var") + "weight"
             scale = ((variance.double() + _EPSILON) / variance.double()).sqrt()
             folded[name] = (state[name].double() * scale).to(state[name].dtype)

@@ -238,6 +238,7 @@ class Coordinator:
             self._adopt(frozen)
         self._count()
         self._end_stragglers()
+        self.shipper.catch_up(self.config.name)
 
     def _adopt(self, frozen: FrozenTrial) -> None:
         trial = optuna.trial.Trial(self.study, frozen._trial_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from cityopt.config import StudyConfig
+from cityopt.config import ModelConfig, StudyConfig
 from cityopt.data.cityscapes import index_split
 from cityopt.errors import ConfigError, StoppedError
 from cityopt.evaluation.coco_ap import metric_names
@@ -53,6 +53,7 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
         storage = open_storage(folder)
         threads = find_threads(storage, config, num_workers=1)
         with open_executor(folder, config.name, threads=threads, device=device) as executor:
+            fetch_weights(config.model)
             prepared = prepare_study(config, folder, data=data, observer=observer)
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads))
             announce_anchors(facts, observer)
@@ -78,6 +79,16 @@ def check_dataset_exists(root: str) -> None:
     """Refuse a wrong root before anything is written. Raises DataError."""
     if root != SYNTHETIC:
         index_split(root, "train")
+
+
+def fetch_weights(model: ModelConfig) -> None:
+    """Have pretrained weights at hand before the first trial wants them. Raises WeightsError: they cannot be had."""
+    if model.weights != "none":
+        from cityopt.models.weights import fetch_file, find_url
+
+        url = find_url(model)
+        if url is not None:
+            fetch_file(url)
 
 
 def check_metric(metric: str) -> None:

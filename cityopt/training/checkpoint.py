@@ -87,6 +87,8 @@ def save_checkpoint(
 
 def link_checkpoint(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
+    if target.exists() and target.samefile(source):
+        return
     partial = _partial(target)
     partial.unlink(missing_ok=True)
     try:

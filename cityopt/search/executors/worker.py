@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.config import RunConfig
-from cityopt.errors import CityoptError, ConfigError, DataError, TrainingError
+from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, TrainingError, WeightsError
 from cityopt.search.executors.base import Answer
 
 
@@ -97,16 +97,9 @@ class _Session:
 
 def _describe_failure(error: Exception) -> dict[str, Any]:
     """Tell the reasons of a failed trial apart."""
-    if isinstance(error, TrainingError):
-        reason = error.reason
-    elif isinstance(error, DataError):
-        reason = "data"
-    elif isinstance(error, ConfigError):
-        reason = "config"
-    elif isinstance(error, CityoptError):
-        reason = "data"
-    else:
-        reason = "crash"
+    reasons = {DataError: "data", ConfigError: "config", WeightsError: "config", StoreError: "disk"}
+    known = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "crash")
+    reason = error.reason if isinstance(error, TrainingError) else known
     text = str(error) if isinstance(error, CityoptError) else f"{type(error).__name__}: {error}"
     return {"outcome": "failed", "reason": reason, "message": text}
 
