@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from cityopt.models.backbone import STRIDES, Backbone, Norm
+
+
+def build(name: str = "resnet18", *, stem: int = 16, freeze_depth: int = 0, norm: Norm = "group") -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(name, stem_channels=stem, fpn_channels=8, freeze_depth=freeze_depth, norm=norm)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (96, 32)])
+def test_backbone_gives_five_levels_at_fixed_strides(height: int, width: int) -> None:
+    features = build()(torch.rand(2, 3, height, width))
+    expected = [(2, 8, -(-height // stride), -(-width // stride)) for stride in STRIDES]
+    assert [tuple(f.shape) for f in features] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "millions"), [("resnet18", 64, 11.18), ("resnet50", 64, 23.51), ("resnet101", 64, 42.50)]
+)
+def test_body_has_the_parameters_of_the_paper_without_classifier(name: str, stem: int, millions: float) -> None:
+    with torch.device("meta"):
+        body = Backbone(name, stem_channels=stem, fpn_channels=8, freeze_depth=0, norm="group").body
+    assert sum(p.numel() for p in body.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_stem_channels_narrow_every_stage() -> None:
+    assert build(stem=16).body.out_channels == [16, 32, 64, 128]
+    with torch.device("meta"):
+        wide = Backbone("resnet50", stem_channels=64, fpn_channels=8, freeze_depth=0, norm="frozen").body
+    assert wide.out_channels == [256, 512, 1024, 2048]
+
+
+@pytest.mark.parametrize("freeze_depth", range(6))
+def test_freeze_depth_freezes_that_many_stages_and_never_the_fpn(freeze_depth: int) -> None:
+    backbone = build(freeze_depth=freeze_depth)
+    frozen = [not p.requires_grad for stage in backbone.body.stages() for module in stage for p in module.parameters()]
+    counts = [sum(1 for module in stage for _ in module.parameters()) for stage in backbone.body.stages()]
+    assert frozen == [True] * sum(counts[:freeze_depth]) + [False] * sum(counts[freeze_depth:])
+    assert all(p.requires_grad for p in backbone.fpn.parameters())
+
+
+@pytest.mark.parametrize("freeze_depth", [0, 2, 5])
+def test_frozen_stages_record_no_graph(freeze_depth: int) -> None:
+    body_outputs = []
+    backbone = build(freeze_depth=freeze_depth)
+    for number in range(1, 5):
+        layer = backbone.body.get_submodule(f"layer{number}")
+        layer.register_forward_hook(lambda _module, _args, output: body_outputs.append(output.requires_grad))
+    backbone(torch.rand(1, 3, 64, 64))
+    assert body_outputs == [number >= freeze_depth for number in range(1, 5)]
+
+
+def test_norm_is_frozen_batch_norm_or_group_norm_throughout() -> None:
+    kinds: dict[Norm, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "group": nn.GroupNorm}
+    for norm, kind in kinds.items():
+        norms = [
+            m for m in build(norm=norm).modules() if isinstance(m, nn.GroupNorm | FrozenBatchNorm2d | nn.BatchNorm2d)
+        ]
+        assert len(norms) == 20 and all(type(m) is kind for m in norms)
+        assert all(m.eps == 1e-5 for m in norms)
+
+
+@pytest.mark.parametrize("stem", [16, 20, 12, 7])
+def test_group_norm_divides_any_width(stem: int) -> None:
+    assert all(f.isfinite().all() for f in build(stem=stem)(torch.rand(1, 3, 32, 32)))
