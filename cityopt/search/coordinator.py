@@ -11,7 +11,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -50,6 +50,8 @@ class RunningTrial:
     trial: optuna.Trial
     run_id: str
     config: RunConfig
+    reported: set[int] = field(default_factory=set)
+    """Epochs that Optuna has heard of: asking its database each time costs more than the report."""
 
 
 class Coordinator:
@@ -144,6 +146,7 @@ class Coordinator:
     def _may_try(self, running: RunningTrial) -> bool:
         """Count the attempt; False after too many that did not finish an epoch."""
         frozen = self._freeze(running.trial)
+        running.reported.update(frozen.intermediate_values)
         epoch = frozen.last_step or 0
         seen: dict[str, int] = frozen.user_attrs.get(ATTEMPTS, {"number": 0, "epoch": epoch, "stalled": 0})
         stalled = seen["stalled"] + 1 if seen["epoch"] == epoch else 1
@@ -161,8 +164,9 @@ class Coordinator:
     def _report(self, running: RunningTrial, event: EpochDone) -> None:
         """Tell Optuna an epoch's value and answer the worker. An epoch that was told before is only judged again."""
         epochs = running.config.training.epochs
-        if event.epoch not in self._freeze(running.trial).intermediate_values:
+        if event.epoch not in running.reported:
             running.trial.report(event.metrics[self.config.search.metric], event.epoch)
+            running.reported.add(event.epoch)
         stop = event.epoch < epochs and running.trial.should_prune()
         self.executor.answer(event.run_id, "stop" if stop else "continue")
         self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)
