@@ -143,6 +143,7 @@ def open_parent(mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts) -> 
     begin_attempt(run_folder(mlflow.store, run_id), token)
     parent = RunFolder(run_folder(mlflow.store, run_id), token)
     shipper.watch(run_id, parent.folder)
+    mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)
     try:
         yield parent, shipper
     except StoppedError:

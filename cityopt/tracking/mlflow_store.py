@@ -39,6 +39,8 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _MAX_TEXT = 6000
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's page then opens on runs and curves, not on traces of language models."""
 _FOREVER = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 
