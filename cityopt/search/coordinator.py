@@ -22,7 +22,7 @@ from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import RunConfig, Scalar, StudyConfig
 from cityopt.errors import CityoptError, ConfigError, DataError
-from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed
+from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.preparation import cache_folder
@@ -154,7 +154,9 @@ class Coordinator:
         return stalled <= MAX_STALLED
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, Progressed) and event.run_id in self._running:
+        if isinstance(event, WorkerReady):
+            self.observer.say(f"worker ready on {event.device} with {self.facts.threads} threads")
+        elif isinstance(event, Progressed) and event.run_id in self._running:
             self.observer.show_progress(self._running[event.run_id].config.name, event.progress)
         elif isinstance(event, EpochDone) and event.run_id in self._running:
             self._report(self._running[event.run_id], event)

@@ -1,5 +1,6 @@
 """Samplers: Optuna's, seeded anew for every trial, so that stopping and resuming changes nothing."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cityopt.config import Dimension, SamplerConfig
 from cityopt.runtime import derive_seed
+
+DRAWN = "cityopt:drawn"
 
 
 class SeededSampler(BaseSampler):
@@ -30,8 +33,16 @@ class SeededSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw settings together."""
-        return self._sampler_of(trial).sample_relative(study, trial, search_space)
+        """Draw settings together, or return those that the trial drew before it was killed.
+
+        They are written down because a second draw may differ: GP would see the first one as a rival at work.
+        """
+        drawn: dict[str, Any] | None = trial.system_attrs.get(DRAWN)
+        if drawn is None:
+            drawn = self._sampler_of(trial).sample_relative(study, trial, search_space)
+            if drawn:
+                study._storage.set_trial_system_attr(trial._trial_id, DRAWN, drawn)
+        return drawn
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -42,7 +53,9 @@ class SeededSampler(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Let the sampler keep what it learned from a finished trial."""
-        self._sampler_of(trial).after_trial(study, trial, state, values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Constraints have been set")  # CMA-ES skips such trials anyway
+            self._sampler_of(trial).after_trial(study, trial, state, values)
 
     def _derive_seed(self, *parts: int | str) -> int:
         return derive_seed(self._seed, "ask", *parts) % 2**32
@@ -66,6 +79,8 @@ def build_sampler(config: SamplerConfig, space: Mapping[str, Dimension], seed: i
             )
         if config.name == "gp":
             return GPSampler(seed=trial_seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False)
-        return TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, group=conditional)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Argument ``group`` is an experimental feature")
+            return TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, group=conditional)
 
     return SeededSampler(build, seed)

@@ -14,6 +14,7 @@ from cityopt.config import ModelConfig, StudyConfig
 from cityopt.data.cityscapes import index_split
 from cityopt.errors import ConfigError, StoppedError
 from cityopt.evaluation.coco_ap import metric_names
+from cityopt.runtime import resolve_device
 from cityopt.search.coordinator import Coordinator, describe_data, run_folder
 from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
@@ -101,7 +102,9 @@ def check_metric(metric: str) -> None:
 
 
 def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:
-    """Return the executor of a study: one worker on this machine."""
+    """Return the executor of a study: one worker on this machine. Raises ConfigError: there is no such device."""
+    if device not in ("auto", "cpu"):
+        resolve_device(device)
     return LocalExecutor(num_workers=1, threads=threads, device=device, log_folder=store / "logs" / study)
 
 
