@@ -106,8 +106,8 @@ class MaskRCNN(SegmentationModel):
         """Return the pyramid of a batch, and the sizes of its images without padding."""
         sizes = [_size_of(image) for image in images]
         height, width = (-(-max(side) // _PAD_PX) * _PAD_PX for side in zip(*sizes, strict=True))
-        batch = torch.zeros(len(images), 3, height, width, device=self.mean.device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        shape = (len(images), 3, height, width)
+        batch = torch.empty(shape, device=self.mean.device, memory_format=torch.channels_last).zero_()
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = (image - self.mean) / self.std
         return self.backbone(batch), sizes

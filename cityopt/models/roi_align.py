@@ -17,6 +17,7 @@ from torchvision.ops import roi_align
 
 _LARGEST_MAP = 2**14
 """Pixels of the largest map that is cut by matrix products."""
+_ELEMENTS_AT_ONCE = 2**24
 
 
 def cut_map(features: Tensor, boxes: Tensor, images: Tensor, *, side: int, stride: int) -> Tensor:
@@ -81,11 +82,14 @@ def _cut_by_products(features: Tensor, boxes: Tensor, images: Tensor, side: int)
         weights_y = weigh_cells(boxes[:, 1], boxes[:, 3], limit_y, cells=side, length=height)
         weights_x = weigh_cells(boxes[:, 0], boxes[:, 2], limit_x, cells=side, length=width)
         counts = images.bincount(minlength=num_images).tolist()
+    at_once = max(1, _ELEMENTS_AT_ONCE // (side * width * channels))
     parts = []
     rows = zip(
         features.permute(0, 2, 3, 1), torch.split(weights_y, counts), torch.split(weights_x, counts), strict=True
     )
-    for map_HWC, y_RMH, x_RMW in rows:
-        lines = y_RMH.reshape(-1, height) @ map_HWC.reshape(height, width * channels)
-        parts.append(x_RMW[:, None] @ lines.reshape(-1, side, width, channels))
+    for map_HWC, all_y_RMH, all_x_RMW in rows:
+        map_HK = map_HWC.reshape(height, width * channels)
+        for y_RMH, x_RMW in zip(torch.split(all_y_RMH, at_once), torch.split(all_x_RMW, at_once), strict=True):
+            lines = (y_RMH.reshape(-1, height) @ map_HK).reshape(-1, side, width, channels)
+            parts.append(x_RMW[:, None] @ lines)
     return torch.cat(parts).permute(0, 3, 1, 2)

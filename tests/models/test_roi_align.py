@@ -38,6 +38,13 @@ def test_cuts_and_gradients_equal_torchvisions(
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-3, rtol=1e-3)
 
 
+def test_cuts_are_the_same_when_few_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, boxes, images = torch.randn(2, 6, 24, 40), draw_boxes(30, 160, 96), torch.arange(30) // 20
+    whole = cut_map(features, boxes, images, side=7, stride=4)
+    monkeypatch.setattr(subject, "_ELEMENTS_AT_ONCE", 7 * 40 * 6 * 3)
+    torch.testing.assert_close(cut_map(features, boxes, images, side=7, stride=4), whole)
+
+
 def test_cut_is_empty_when_there_are_no_boxes() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert cut_map(torch.rand(2, 3, 8, 8), torch.zeros(0, 4), none, side=7, stride=4).shape == (0, 3, 7, 7)
