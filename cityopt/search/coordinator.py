@@ -30,7 +30,7 @@ from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
-from cityopt.tracking.run_folder import RunFolder, Status, read_status, write_status
+from cityopt.tracking.run_folder import LAST, RunFolder, Status, read_status, write_status
 
 ATTEMPTS = "cityopt:attempts"
 MAX_STALLED = 3
@@ -138,8 +138,8 @@ class Coordinator:
         else:
             tags = describe_run(config, self.facts) | {"cityopt.trial": trial.number}
             run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
-            self.mlflow.log_dataset(run_id, self.config.name, self.facts.subset_hash, self.facts.root)
         if RUN_ID not in trial.user_attrs:
+            self.mlflow.log_dataset(run_id, self.config.name, self.facts.subset_hash, self.facts.root)
             trial.set_user_attr(RUN_ID, run_id)
         return run_id
 
@@ -188,9 +188,13 @@ class Coordinator:
     def _end(self, running: RunningTrial, status: Status) -> None:
         """End a trial: first in its folder, then in Optuna, then in MLflow."""
         write_status(self._folder(running.run_id), status)
-        self._tell(running.trial, status)
-        end_shipping(self.shipper, running.run_id, status)
-        (self._folder(running.run_id) / "last.pt").unlink(missing_ok=True)
+        self._conclude(running.trial, running.run_id, status)
+
+    def _conclude(self, trial: optuna.Trial, run_id: str, status: Status) -> None:
+        """Do what is left to do when the folder says how a trial ended: nobody goes on from its last epoch now."""
+        (self._folder(run_id) / LAST).unlink(missing_ok=True)
+        self._tell(trial, status)
+        end_shipping(self.shipper, run_id, status)
 
     def _tell(self, trial: optuna.Trial, status: Status) -> None:
         ending = {"state": status.outcome, **{k: v for k, v in asdict(status).items() if k != "outcome"}}
@@ -255,8 +259,7 @@ class Coordinator:
         if status is None:
             self._adopted.append(trial)
         else:
-            self._tell(trial, status)
-            end_shipping(self.shipper, str(run_id), status)
+            self._conclude(trial, str(run_id), status)
 
     def _end_stragglers(self) -> None:
         """End MLflow runs that are RUNNING though their trial has ended, or never heard of them."""

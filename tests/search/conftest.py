@@ -1,9 +1,11 @@
-"""Quiet Optuna for all tests of the search floor."""
+"""Quiet and hasty: Optuna says little, and no test waits until a disk has what it wrote."""
 
+import os
 from collections.abc import Iterator
 
 import optuna
 import pytest
+import sqlalchemy
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +14,15 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(before)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def hasty() -> Iterator[None]:
+    def skip_fsync(link, _):
+        link.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", skip_fsync)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+    sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", skip_fsync)

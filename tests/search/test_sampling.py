@@ -101,7 +101,7 @@ def test_settings_repeat_when_another_process_goes_on(tmp_path):
     assert [json.loads(line) for line in answer.stdout.splitlines()] == expected
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 7), ("cmaes", 16), ("gp", 7)])
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 12), ("cmaes", 16), ("gp", 7)])
 def test_history_counts_only_when_startup_is_over(sampler, trials):
     def ask_after(sign):
         config = config_of(sampler, "flat", startup=5)

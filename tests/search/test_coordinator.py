@@ -1,0 +1,421 @@
+"""The coordinator with scripted workers and a real MLflow: every way a trial ends, and a kill at every write."""
+
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from scripted_executor import (
+    AP,
+    Killed,
+    Life,
+    MortalExecutor,
+    MortalShipper,
+    MortalStorage,
+    MortalStore,
+    Script,
+    ScriptedExecutor,
+)
+from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
+
+from cityopt.errors import ConfigError, DataError
+from cityopt.runtime import derive_seed
+from cityopt.search import coordinator as module
+from cityopt.search.coordinator import Coordinator, run_folder
+from cityopt.search.observer import Observer
+from cityopt.search.status import RUN_ID, describe_trials
+from cityopt.search.study import open_study
+from cityopt.search.sweep import open_parent
+from cityopt.tracking.mlflow_store import MlflowStore
+from cityopt.tracking.run_folder import RunFolder, Status, begin_attempt, read_status, write_status
+
+RUNGS = {"name": "asha", "min_epochs": 1, "reduction_factor": 2}
+
+
+class Bench:
+    """One study in one database, with the real MLflow of the session; each `live` is a coordinator's life."""
+
+    def __init__(self, store: Path, database: Path, **search) -> None:
+        self.store, self.database = store, database
+        database.write_bytes(empty_database().read_bytes())
+        search = {"training": {"epochs": 3}, "trials": 3, **search}
+        self.config = make_config(name=f"study-{uuid.uuid4().hex[:12]}", **search)
+        self.said: list[str] = []
+
+    def live(self, play, *, life: Life | None = None, trials: int | None = None) -> ScriptedExecutor:
+        """Run a coordinator to its end, or until its life is over (Killed)."""
+        config = self.config if trials is None else make_trials(self.config, trials)
+        storage = open_hasty(self.database, MortalStorage)
+        study, facts = open_study(storage, config, FACTS)
+        mlflow, executor = MortalStore(self.store), MortalExecutor(play)
+        observer = Observer()
+        observer.say = self.said.append  # type: ignore[method-assign]
+
+        def run(parent: RunFolder, shipper) -> None:
+            Coordinator(
+                store=self.store,
+                study=study,
+                config=config,
+                facts=facts,
+                device="cpu",
+                executor=executor,
+                mlflow=mlflow,
+                shipper=shipper,
+                observer=observer,
+            ).run(parent)
+
+        if life is None:
+            with open_parent(mlflow, config, facts) as (parent, shipper):
+                run(parent, shipper)
+            return executor
+        parent_id = mlflow.open_parent(config.name)
+        begin_attempt(run_folder(self.store, parent_id), "parent")
+        shipper = MortalShipper(mlflow)
+        storage.life = mlflow.life = executor.life = shipper.life = life
+        try:
+            run(RunFolder(run_folder(self.store, parent_id), "parent"), shipper)
+        finally:
+            life.is_over = True
+            shipper.close()
+        return executor
+
+    @property
+    def study(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.config.name, storage=open_hasty(self.database))
+
+    @property
+    def client(self):
+        return MlflowStore(self.store).client
+
+    def runs(self) -> dict:
+        """All MLflow runs of the study by name; names must not repeat."""
+        experiment = self.client.get_experiment_by_name(self.config.name)
+        found = self.client.search_runs([experiment.experiment_id])
+        by_name = {run.info.run_name: run for run in found}
+        assert len(by_name) == len(found), sorted(run.info.run_name for run in found)
+        return by_name
+
+    def curve(self, name: str, metric: str = AP) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.runs()[name].info.run_id, metric)
+        return [(point.step, point.value) for point in history]
+
+    def snapshot(self) -> list[tuple]:
+        """All that must not depend on kills."""
+        return [
+            (t.number, t.state, t.params, t.values, t.intermediate_values, dict(t.constraints))
+            for t in self.study.get_trials()
+        ]
+
+
+def make_trials(config, trials):
+    from cityopt.config import replace_settings
+
+    return replace_settings(config, {"search.trials": trials})
+
+
+@pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making MLflow's database takes seconds, so all tests share one; each has a study of its own."""
+    store = MlflowStore(tmp_path_factory.mktemp("mlflow store"))
+    store.open_experiment("first")
+    return store.store
+
+
+@pytest.fixture
+def bench(mlflow_folder: Path, tmp_path: Path):
+    def make(**search) -> Bench:
+        return Bench(mlflow_folder, tmp_path / f"{uuid.uuid4().hex}.db", **search)
+
+    return make
+
+
+def always(*values: float, **script):
+    return lambda config, attempt: Script(values, **script)
+
+
+def by_number(scripts: dict[int, Script]):
+    return lambda config, attempt: scripts[int(config.name.removeprefix("trial-"))]
+
+
+def test_trial_is_complete_everywhere_when_all_epochs_are_done(bench):
+    it = bench(trials=1)
+    executor = it.live(always(0.1, 0.4, 0.3))
+    (trial,) = it.study.trials
+    assert trial.state == TrialState.COMPLETE and trial.value == 0.4  # the best epoch's, whose checkpoint is kept
+    assert trial.intermediate_values == {1: 0.1, 2: 0.4, 3: 0.3}
+    run = it.runs()["trial-0000"]
+    assert (run.info.status, run.data.tags["cityopt.state"]) == ("FINISHED", "complete")
+    assert it.curve("trial-0000") == [(1, 0.1), (2, 0.4), (3, 0.3)]
+    assert run.data.tags["mlflow.parentRunId"] == it.runs()[it.config.name].info.run_id
+    assert it.runs()[it.config.name].info.status == "FINISHED"
+    assert executor.jobs[0].config.seed == derive_seed(0, "trial", 0)
+    assert not (executor.jobs[0].folder / "last.pt").exists()  # nothing goes on from there any more
+
+
+def test_run_says_what_it_stands_on_when_it_begins(bench):
+    it = bench(trials=1)
+    it.live(always(0.1, 0.2, 0.3))
+    run = it.runs()["trial-0000"]
+    tags = {key.removeprefix("cityopt."): value for key, value in run.data.tags.items() if key.startswith("cityopt.")}
+    assert tags["kind"] == "trial" and tags["trial"] == "0" and tags["study"] == it.config.name
+    assert tags["dataset_fingerprint"] == FACTS.fingerprint and tags["subset_hash"] == FACTS.subset_hash
+    assert tags["seed"] == str(derive_seed(0, "trial", 0)) and tags["threads"] == "1" and tags["protocol"] == "coco"
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == FACTS.subset_hash
+
+
+def test_value_is_the_lowest_reported_when_the_study_minimizes(bench):
+    it = bench(trials=2, direction="minimize")
+    it.live(by_number({0: Script((3.0, 1.0, 2.0)), 1: Script((9.0, 8.0, 7.0))}))
+    assert [trial.value for trial in it.study.trials] == [1.0, 7.0]
+    assert it.study.best_trial.number == 0
+
+
+def test_trial_is_pruned_everywhere_when_a_rung_stops_it(bench):
+    it = bench(trials=2, pruner=RUNGS)
+    it.live(by_number({0: Script((0.5, 0.6, 0.7)), 1: Script((0.1, 0.9, 0.9))}))
+    first, second = it.study.trials
+    assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert second.intermediate_values == {1: 0.1}  # it never trained on
+    run = it.runs()["trial-0001"]
+    assert (run.info.status, run.data.tags["cityopt.state"]) == ("KILLED", "pruned")
+    status = describe_trials(it.study, live=False)[1]
+    assert (status.state, status.reason, status.value, status.seconds) == ("pruned", None, 0.1, 1.0)
+
+
+def test_last_epoch_is_never_pruned_when_a_rung_stands_there(bench):
+    it = bench(trials=2, pruner={"name": "asha", "min_epochs": 3, "reduction_factor": 2})
+    it.live(by_number({0: Script((0.5, 0.6, 0.7)), 1: Script((0.1, 0.1, 0.1))}))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "constraint"),
+    [
+        ("nan", TrialState.PRUNED, {"nan": 1.0}),
+        ("oom", TrialState.PRUNED, {"oom": 1.0}),
+        ("crash", TrialState.FAIL, {}),
+        ("disk", TrialState.FAIL, {}),
+        ("hung", TrialState.FAIL, {}),
+    ],
+)
+def test_trial_fails_with_its_reason_when_training_does(bench, reason, state, constraint):
+    it = bench(trials=2)
+    it.live(by_number({0: Script((0.2,), reason=reason), 1: Script((0.1, 0.1, 0.3))}))
+    failed, other = it.study.trials  # a failed trial counts towards `trials`
+    assert failed.state == state and dict(failed.constraints) == constraint
+    assert other.state == TrialState.COMPLETE
+    status = describe_trials(it.study, live=False)[0]
+    assert (status.state, status.reason, status.value) == ("failed", reason, None)
+    run = it.runs()["trial-0000"]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["cityopt.reason"] == reason and run.data.tags["cityopt.message"] == f"it was {reason}"
+    assert read_status(run_folder(it.store, run.info.run_id)) == Status("failed", reason, f"it was {reason}")
+
+
+@pytest.mark.parametrize(("reason", "error"), [("data", DataError), ("config", ConfigError)])
+def test_study_stops_when_a_reason_would_fail_every_trial(bench, reason, error):
+    it = bench(trials=3)
+    with pytest.raises(error, match=f"trial-0000: it was {reason}"):
+        it.live(always(reason=reason))
+    assert [trial.state for trial in it.study.trials] == [TrialState.FAIL]
+    assert {run.info.status for run in it.runs().values()} == {"FAILED"}
+    it.live(always(0.1, 0.2, 0.3))  # mended, it goes on
+    assert [trial.state for trial in it.study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 2
+
+
+def test_trial_goes_on_under_its_number_and_seed_when_its_worker_is_lost(bench):
+    def play(config, attempt):
+        return Script((0.1, 0.2, 0.3), lost_before=3 if attempt == 1 and config.name == "trial-0001" else None)
+
+    it = bench(trials=3)
+    executor = it.live(play)
+    names = [job.config.name for job in executor.jobs]
+    assert names == ["trial-0000", "trial-0001", "trial-0001", "trial-0002"]
+    assert executor.jobs[1].config == executor.jobs[2].config and executor.jobs[1].run_id == executor.jobs[2].run_id
+    assert executor.jobs[1].token != executor.jobs[2].token
+    assert it.curve("trial-0001") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 3
+    undisturbed = bench(trials=3)
+    undisturbed.live(always(0.1, 0.2, 0.3))
+    assert it.snapshot() == undisturbed.snapshot()
+    assert any("tried again" in line for line in it.said)
+
+
+def test_trial_fails_as_crash_when_three_attempts_finish_no_epoch(bench):
+    it = bench(trials=2)
+    executor = it.live(by_number({0: Script((0.1, 0.2, 0.3), lost_before=1), 1: Script((0.1, 0.2, 0.3))}))
+    assert [job.config.name for job in executor.jobs] == ["trial-0000"] * 3 + ["trial-0001"]
+    failed, other = it.study.trials
+    assert (failed.state, other.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    status = describe_trials(it.study, live=False)[0]
+    assert (status.state, status.reason) == ("failed", "crash")
+    assert it.runs()["trial-0000"].info.status == "FAILED"
+
+
+def test_attempts_are_forgiven_when_each_finishes_an_epoch(bench):
+    it = bench(trials=1, training={"epochs": 6})
+    executor = it.live(
+        lambda config, attempt: Script(tuple(range(6)), lost_before=attempt + 1 if attempt < 6 else None)
+    )
+    assert len(executor.jobs) == 6
+    assert it.study.trials[0].state == TrialState.COMPLETE
+    assert it.curve("trial-0000") == [(epoch + 1, float(epoch)) for epoch in range(6)]
+
+
+def test_study_goes_on_to_the_new_total_when_trials_grow(bench):
+    it = bench(trials=2)
+    it.live(always(0.1, 0.2, 0.3))
+    before = it.snapshot()
+    assert it.live(always(0.1, 0.2, 0.3)).jobs == []
+    it.live(always(0.1, 0.2, 0.3), trials=4)
+    assert len(it.study.trials) == 4 and it.snapshot()[:2] == before
+
+
+def test_parent_run_shows_the_best_as_it_climbs_when_trials_end(bench):
+    scripts = {0: Script((0.2,) * 3), 1: Script((0.1,) * 3), 2: Script((0.4,) * 3)}
+    it = bench(trials=3)
+    it.live(by_number(scripts), trials=2)
+    it.live(by_number(scripts))
+    assert it.curve(it.config.name, f"best/{AP}") == [(0, 0.2), (1, 0.2), (2, 0.4)]
+
+
+def test_interrupt_leaves_nothing_running_when_ctrl_c_comes_in_a_trial(bench):
+    it = bench(trials=2)
+
+    def play(config, attempt):
+        if config.name == "trial-0001" and len(it.said) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return Script((0.1, 0.2, 0.3))
+
+    executor = it.live(play)
+    assert executor.is_closed and any("Ctrl-C again" in line for line in it.said)
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert it.runs()["trial-0001"].info.status == "KILLED"
+    assert it.runs()["trial-0001"].data.tags["cityopt.state"] == "interrupted"
+    assert it.runs()[it.config.name].info.status == "FINISHED"
+    assert [(s.state, s.reason) for s in describe_trials(it.study, live=False)] == [
+        ("complete", None),
+        ("waiting", "interrupted"),
+    ]
+    it.live(play)
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 2
+    assert it.runs()["trial-0001"].info.status == "FINISHED"
+    assert it.runs()["trial-0001"].data.tags["cityopt.state"] == "complete"
+    assert it.curve("trial-0001") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_end_in_a_folder_is_told_when_a_coordinator_died_before_it_could(bench):
+    it = bench(trials=1)
+    life = Life()
+    with pytest.raises(Killed):
+        it.live(by_number({0: Script((0.3, 0.2, 0.1))}), life=_until(life, "MortalExecutor"))
+    (trial,) = it.study.trials
+    folder = run_folder(it.store, trial.user_attrs[RUN_ID])
+    write_status(folder, Status("failed", "nan", "the loss is NaN", 3.0))
+    executor = it.live(always(0.3, 0.2, 0.1))
+    assert executor.jobs == [] and executor.survivors == [folder]
+    assert it.study.trials[0].state == TrialState.PRUNED and dict(it.study.trials[0].constraints) == {"nan": 1.0}
+    assert it.runs()["trial-0000"].info.status == "FAILED"
+
+
+def _until(life: Life, what: str) -> Life:
+    """Let a life end right after the second write of this kind."""
+    original = life.write
+
+    def write(name: str) -> None:
+        original(name)
+        if name.startswith(what.removeprefix("Mortal")) or name.startswith("ScriptedExecutor"):
+            life.limit = len(life.writes) if life.limit is None and name.endswith("answer") else life.limit
+
+    life.write = write  # type: ignore[method-assign]
+    return life
+
+
+CAST = {
+    0: Script((0.5, 0.6)),
+    1: Script((0.1, 0.9)),  # the rung at epoch 1 stops it
+    2: Script((0.7,), reason="nan"),
+    3: Script((0.8, 0.3)),
+}
+SPEC = {"trials": 4, "pruner": RUNGS, "training": {"epochs": 2}, "sampler": {"name": "tpe", "startup_trials": 1}}
+
+
+@pytest.fixture
+def every_write(monkeypatch):
+    """Make the writes of module functions count for the life that is current."""
+    current: list[Life] = []
+    write = module.write_status
+
+    def write_status_of_a_life(folder, status):
+        if current:
+            current[-1].write("write_status")
+        write(folder, status)
+
+    monkeypatch.setattr(module, "write_status", write_status_of_a_life)
+    return current
+
+
+@pytest.mark.slow
+def test_study_is_as_if_nothing_happened_when_killed_at_any_write(bench, every_write):
+    calm = bench(**SPEC)
+    life = Life()
+    every_write.append(life)
+    calm.live(by_number(CAST), life=life)
+    assert {"write_status", "RDBStorage._create_new_trial", "MlflowStore.create_run", "Shipper.end"} <= set(life.writes)
+    every_write.clear()
+    calm.live(by_number(CAST))
+    expected, curves = calm.snapshot(), [calm.curve(f"trial-{number:04d}") for number in range(4)]
+    assert [state for _, state, *_ in expected] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    for limit in range(len(life.writes)):
+        it = bench(**SPEC)
+        every_write.append(Life(limit))
+        with pytest.raises(Killed):
+            it.live(by_number(CAST), life=every_write[-1])
+        every_write.clear()
+        ended = {t.number: t for t in it.study.get_trials() if t.state.is_finished()}
+        it.live(by_number(CAST))
+        where = f"killed before write {limit}, {life.writes[limit]}"
+        assert it.snapshot() == expected, where
+        for number, trial in ended.items():
+            assert it.study.trials[number] == trial, f"{where}: trial {number} changed"
+        runs = it.runs()
+        assert {name: run.info.status for name, run in runs.items()} == {
+            it.config.name: "FINISHED",
+            "trial-0000": "FINISHED",
+            "trial-0001": "KILLED",
+            "trial-0002": "FAILED",
+            "trial-0003": "FINISHED",
+        }, where
+        assert [it.curve(f"trial-{number:04d}") for number in range(4)] == curves, where
+        for number, trial in enumerate(it.study.trials):
+            run = runs[f"trial-{number:04d}"]
+            assert trial.user_attrs[RUN_ID] == run.info.run_id, where
+            assert len(run.inputs.dataset_inputs) == 1, where
+            assert not (run_folder(it.store, run.info.run_id) / "last.pt").exists(), where
+
+
+def test_settings_are_those_of_a_study_without_kills_when_a_trial_dies_between_them(bench):
+    """The same, read from the settings alone: a trial keeps number, seed and settings across its lives."""
+    it = bench(**SPEC)
+    life = Life()
+    seen = {}
+
+    def play(config, attempt):
+        seen.setdefault(config.name, []).append((config.seed, config.training.learning_rate))
+        return Script((0.5, 0.6))
+
+    life = Life(30)
+    with pytest.raises(Killed):
+        it.live(play, life=life)
+    it.live(play)
+    assert [len(set(values)) for values in seen.values()] == [1] * 4
+    assert [values[0][1] for values in seen.values()] == [trial.params[RATE] for trial in it.study.trials]
