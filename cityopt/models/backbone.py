@@ -6,14 +6,13 @@ torchvision's detection builders decide both from whether weights were given; he
 Shapes: B images, H and W multiples of 32; level Pk is `(B, C, H / 2^k, W / 2^k)`, P6 rounded up.
 
 Source: He et al., Deep Residual Learning (1512.03385), section 4; Lin et al., Feature Pyramid
-Networks (1612.03144), section 3; Wu and He, Group Normalization (1803.08494).
+Networks (1612.03144), section 3.
 """
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 logger = logging.getLogger(__name__)
 
-Norm = Literal["frozen", "group"]
+Norm = Literal["frozen", "batch"]
+"""`frozen`: the batch norm of pretrained weights, all of it constant; `batch`: one that learns, for random values."""
 STRIDES = (4, 8, 16, 32, 64)
 """Pixels per cell of P2..P6."""
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-_GROUPS = 8
 
 
 class ResNet(nn.Module):
@@ -35,7 +34,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, *, stem_channels: int, norm: Norm) -> None:
         super().__init__()
-        build_norm = FrozenBatchNorm2d if norm == "frozen" else _build_group_norm
+        build_norm = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
         block = BasicBlock if name == "resnet18" else Bottleneck
         self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = build_norm(stem_channels)
@@ -72,15 +71,15 @@ class Backbone(nn.Module):
             stem_channels: Width of the stem; stages have 1, 2, 4 and 8 times (ResNet-50: 4 times) as many channels.
             fpn_channels: Width of all pyramid levels.
             freeze_depth: Frozen stages in 0..5 from the input: 1 the stem, 5 the whole ResNet, never the FPN.
-            norm: `frozen` batch norm (for pretrained weights) or `group` norm.
+            norm: `frozen` for pretrained weights, `batch` for random values.
         """
         super().__init__()
         self.body = ResNet(name, stem_channels=stem_channels, norm=norm)
         self.fpn = FeaturePyramidNetwork(self.body.out_channels, fpn_channels, extra_blocks=LastLevelMaxPool())
         self.freeze_depth = freeze_depth
-        for modules in self.body.stages()[:freeze_depth]:
-            for module in modules:
-                module.requires_grad_(False)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+            module.eval()
 
     def forward(self, x_B3HW: Tensor) -> list[Tensor]:
         """Return P2..P6 of normalised images; frozen stages record no graph."""
@@ -93,9 +92,15 @@ class Backbone(nn.Module):
                 levels[str(number - 1)] = x
         return list(self.fpn(levels).values())
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, but for frozen stages: their norms keep their statistics."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
 
-def _build_group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [module for stage in self.body.stages()[: self.freeze_depth] for module in stage]
 
 
 def _build_stage(

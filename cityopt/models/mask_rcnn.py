@@ -37,7 +37,7 @@ class MaskRCNN(SegmentationModel):
     std: Tensor
 
     def __init__(self, config: ModelConfig, *, norm: Norm) -> None:
-        """Build it with random values; `norm` is `frozen` batch norm or `group` norm."""
+        """Build it with random values; see `Backbone` for `norm`."""
         super().__init__()
         self.backbone = Backbone(
             config.backbone,

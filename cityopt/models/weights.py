@@ -49,12 +49,10 @@ _IMAGENET = {"resnet18": ResNet18_Weights, "resnet50": ResNet50_Weights, "resnet
 
 
 def find_norm(model: ModelConfig, state: Mapping[str, Tensor] | None = None) -> Norm:
-    """Say which norm the backbone of a config needs: that of its state, else that of the weights it starts from."""
-    if state is None and model.weights not in ("none", "coco", "imagenet") and Path(model.weights).is_file():
-        state = read_state(Path(model.weights))
+    """Say which norm the backbone of a config needs: its state's, or else that of the weights it starts from."""
     if state is not None:
-        return "frozen" if any(key.endswith(".running_mean") for key in state) else "group"
-    return "group" if model.weights == "none" else "frozen"
+        return "batch" if any(key.endswith(".num_batches_tracked") for key in state) else "frozen"
+    return "batch" if model.weights == "none" else "frozen"
 
 
 def load_pretrained(network: nn.Module, model: ModelConfig) -> None:

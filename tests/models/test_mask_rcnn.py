@@ -11,7 +11,7 @@ from cityopt.models.mask_rcnn import MaskRCNN
 def build(**changes: object) -> MaskRCNN:
     torch.manual_seed(0)
     settings = {"score_threshold": 0.0, "num_detections": 10, **changes}
-    return MaskRCNN(SMALL.model_copy(update=settings), norm="group")
+    return MaskRCNN(SMALL.model_copy(update=settings), norm="batch")
 
 
 def test_loss_terms_are_those_of_mask_rcnn() -> None:

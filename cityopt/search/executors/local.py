@@ -171,8 +171,9 @@ def _start_process(
 def _worker_environment(threads: int) -> dict[str, str]:
     """Give each worker its share of the cores: two full thread pools slow each other down tens of times.
 
-    Threads that wait sleep instead of spinning, so that a training halves its speed, not more, beside other work.
+    GNU OpenMP's threads spin for milliseconds before they sleep, which costs nothing on idle cores and half the
+    speed beside other work; a tenth of that is as fast alone and stays fast in company.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    defaults = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    defaults = {"GOMP_SPINCOUNT": "30000", **os.environ}
     return {**defaults, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
