@@ -206,7 +206,8 @@ class Coordinator:
         elif status.outcome == "pruned":
             self.study.tell(trial, state=OptunaState.PRUNED)
         elif status.reason in OPTUNA_SEES_PRUNED:
-            trial.set_constraint(status.reason, 1.0)
+            if status.reason not in trial.constraints:
+                trial.set_constraint(status.reason, 1.0)
             self.study.tell(trial, state=OptunaState.PRUNED)
         else:
             self.study.tell(trial, state=OptunaState.FAIL)
