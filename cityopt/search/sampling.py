@@ -19,16 +19,18 @@ class SeededSampler(BaseSampler):
     """A sampler whose proposals depend on (study seed, trial number, finished trials) alone.
 
     Each trial gets a sampler of its own, and each setting that is drawn independently another, so a
-    trial that was killed while its settings were drawn gets the same ones the second time.
+    trial that was killed while its settings were drawn gets the same ones the second time. What all
+    trials have in common is found by one sampler, which remembers it (`keep_space`); not for groups.
     """
 
-    def __init__(self, build: Callable[[int], BaseSampler], seed: int) -> None:
+    def __init__(self, build: Callable[[int], BaseSampler], seed: int, *, keep_space: bool) -> None:
         self._build, self._seed = build, seed
         self._relative: tuple[int, BaseSampler] = (-1, build(0))
+        self._space = build(0) if keep_space else None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the settings that are drawn together."""
-        return self._sampler_of(trial).infer_relative_search_space(study, trial)
+        return (self._space or self._sampler_of(trial)).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -83,4 +85,4 @@ def build_sampler(config: SamplerConfig, space: Mapping[str, Dimension], seed: i
             warnings.filterwarnings("ignore", "Argument ``group`` is an experimental feature")
             return TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, group=conditional)
 
-    return SeededSampler(build, seed)
+    return SeededSampler(build, seed, keep_space=not conditional)
