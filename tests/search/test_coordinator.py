@@ -309,10 +309,12 @@ def test_interrupt_leaves_nothing_running_when_ctrl_c_comes_in_a_trial(bench):
 
 
 def test_end_in_a_folder_is_told_when_a_coordinator_died_before_it_could(bench):
+    def die(config, attempt):
+        raise Killed
+
     it = bench(trials=1)
-    life = Life()
     with pytest.raises(Killed):
-        it.live(by_number({0: Script((0.3, 0.2, 0.1))}), life=_until(life, "MortalExecutor"))
+        it.live(die)
     (trial,) = it.study.trials
     folder = run_folder(it.store, trial.user_attrs[RUN_ID])
     write_status(folder, Status("failed", "nan", "the loss is NaN", 3.0))
@@ -320,19 +322,6 @@ def test_end_in_a_folder_is_told_when_a_coordinator_died_before_it_could(bench):
     assert executor.jobs == [] and executor.survivors == [folder]
     assert it.study.trials[0].state == TrialState.PRUNED and dict(it.study.trials[0].constraints) == {"nan": 1.0}
     assert it.runs()["trial-0000"].info.status == "FAILED"
-
-
-def _until(life: Life, what: str) -> Life:
-    """Let a life end right after the second write of this kind."""
-    original = life.write
-
-    def write(name: str) -> None:
-        original(name)
-        if name.startswith(what.removeprefix("Mortal")) or name.startswith("ScriptedExecutor"):
-            life.limit = len(life.writes) if life.limit is None and name.endswith("answer") else life.limit
-
-    life.write = write  # type: ignore[method-assign]
-    return life
 
 
 CAST = {
