@@ -1,0 +1,241 @@
+"""Warm workers: real processes that train a study of seconds, die, are replaced, and never outlive their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cityopt.config import RunConfig, load_study, replace_settings
+from cityopt.errors import StoreError
+from cityopt.search.executors.base import EpochDone, Job, JobEnded, Progressed, WorkerReady
+from cityopt.search.executors.local import LocalExecutor, read_start_time
+from cityopt.search.facts import StudyFacts
+from cityopt.search.observer import Observer
+from cityopt.search.preparation import cache_folder, prepare_study
+from cityopt.search.space import build_trial_config
+from cityopt.search.sweep import build_facts
+from cityopt.tracking.run_folder import begin_attempt, read_attempt, read_records
+
+PATIENCE_S = 240
+TINY = Path(__file__).parents[2] / "studies" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def prepared(template_store: Path) -> tuple[StudyFacts, Path]:
+    study = prepare_study(load_study(str(TINY)), template_store, data=None, observer=Observer())
+    return build_facts(study, threads=1), cache_folder(template_store)
+
+
+@pytest.fixture
+def make_job(prepared, tmp_path: Path):
+    def make(number: int, **settings) -> Job:
+        study = replace_settings(load_study(str(TINY)), {key.replace("__", "."): v for key, v in settings.items()})
+        facts, cache = prepared
+        config = build_trial_config(study, facts, number, {}, device="cpu", cache=cache)
+        return Job(f"run-{number}", tmp_path / f"run-{number}", f"token-{number}", config)
+
+    return make
+
+
+@pytest.fixture
+def executor(tmp_path: Path):
+    with LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor:
+        yield executor
+
+
+def watch(executor: LocalExecutor, until, answer="continue") -> list:
+    """Answer epochs until an event satisfies `until`; return all events."""
+    seen, deadline = [], time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        for event in executor.poll(0.2):
+            seen.append(event)
+            if until(event):
+                return seen
+            if isinstance(event, EpochDone):
+                executor.answer(event.run_id, answer)
+    pytest.fail(f"nothing like that happened: {seen}")
+
+
+def ended(event) -> bool:
+    return isinstance(event, JobEnded)
+
+
+@pytest.mark.slow
+def test_warm_worker_trains_many_jobs_and_outlives_failures_when_nobody_kills_it(executor, make_job):
+    job = make_job(0)
+    executor.submit(job)
+    assert executor.num_free == 0
+    seen = watch(executor, ended)
+    pid = read_attempt(job.folder).pid
+    assert isinstance(seen[0], WorkerReady) and any(isinstance(event, Progressed) for event in seen)
+    epochs = [event for event in seen if isinstance(event, EpochDone)]
+    assert [event.epoch for event in epochs] == [1, 2, 3, 4]
+    assert [record.metrics for record in read_records(job.folder)[0]] == [event.metrics for event in epochs]
+    assert seen[-1].outcome == "complete" and seen[-1].result["epochs"] == 4
+    best = min(event.metrics["train/loss/total"] for event in epochs)
+    assert seen[-1].result["best_value"] == best and (job.folder / "best.pt").is_file()
+    assert "attempt begins" in (job.folder / "log.txt").read_text()
+    assert executor.num_free == 1
+
+    stopped = make_job(1)
+    executor.submit(stopped)
+    seen = watch(executor, ended, answer="stop")
+    assert seen[-1].outcome == "stopped" and seen[-1].result["epochs"] == 1
+
+    diverging = make_job(2, training__learning_rate=1e30, training__clip_norm=None, training__optimizer="sgd")
+    executor.submit(diverging)
+    seen = watch(executor, ended)
+    assert (seen[-1].outcome, seen[-1].reason) == ("failed", "nan")
+
+    lost_data = make_job(3, data__root="/nowhere")
+    lost_data = Job(
+        lost_data.run_id,
+        lost_data.folder,
+        lost_data.token,
+        RunConfig.model_validate(
+            lost_data.config.model_dump() | {"data": lost_data.config.data.model_dump() | {"root": "/nowhere"}}
+        ),
+    )
+    executor.submit(lost_data)
+    seen = watch(executor, ended)
+    assert (seen[-1].outcome, seen[-1].reason) == ("failed", "data") and "/nowhere" in seen[-1].message
+
+    again = make_job(4)
+    executor.submit(again)
+    watch(executor, ended)
+    assert {read_attempt(some.folder).pid for some in (job, stopped, diverging, lost_data, again)} == {pid}
+
+
+@pytest.mark.slow
+def test_job_is_lost_and_the_worker_replaced_when_it_is_killed(executor, make_job):
+    job = make_job(0)
+    executor.submit(job)
+    watch(executor, lambda event: isinstance(event, EpochDone))
+    first = read_attempt(job.folder).pid
+    os.kill(first, signal.SIGKILL)
+    (lost,) = [event for event in watch(executor, ended) if ended(event)]
+    assert (lost.run_id, lost.outcome, lost.message) == ("run-0", "lost", "the worker ended: SIGKILL")
+    assert executor.num_free == 1
+    again = Job(job.run_id, job.folder, "another token", job.config)
+    executor.submit(again)
+    seen = watch(executor, ended)
+    assert seen[-1].outcome == "complete"
+    assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1, 2, 3, 4]  # the first is told again
+    assert [record.step for record in read_records(job.folder)[0]] == [1, 2, 3, 4]
+    assert read_attempt(job.folder).pid != first
+
+
+_COORDINATOR = """
+import sys, time
+from pathlib import Path
+from cityopt.search.executors.local import LocalExecutor
+executor = LocalExecutor(num_workers=2, threads=1, device="cpu", log_folder=Path(sys.argv[1]))
+executor.start()
+print(*(worker.pid for worker in executor._workers), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_die_when_their_coordinator_is_killed(tmp_path):
+    command = [sys.executable, "-c", _COORDINATOR, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as coordinator:
+        pids = [int(pid) for pid in coordinator.stdout.readline().split()]
+        started = [read_start_time(pid) for pid in pids]
+        assert len(pids) == 2 and all(started)
+        coordinator.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while any(read_start_time(pid) == begin for pid, begin in zip(pids, started, strict=True) if not _is_zombie(pid)):
+        assert time.monotonic() < deadline, "a worker outlived its coordinator"
+        time.sleep(0.1)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.slow
+def test_worker_imports_neither_optuna_nor_mlflow_when_it_trains(prepared, tmp_path, make_job):
+    """The worker's own main, with a pipe of ours, in a process that tells what it imported."""
+    code = (
+        "import sys, atexit, os\n"
+        "from cityopt.search.executors import worker\n"
+        "exits = os._exit\n"
+        "def leave(code):\n"
+        "    print([name for name in ('optuna', 'mlflow', 'sqlalchemy', 'typer') if name in sys.modules], flush=True)\n"
+        "    print('torch' in sys.modules, flush=True)\n"
+        "    exits(code)\n"
+        "os._exit = leave\n"
+        "worker._log_into = lambda path: None\n"
+        "worker.main()\n"
+    )
+    from multiprocessing import Pipe
+
+    ours, theirs = Pipe()
+    job = make_job(0)
+    begin_attempt(job.folder, job.token)
+    import json
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(theirs.fileno()), "cpu"],
+        pass_fds=[theirs.fileno()],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        theirs.close()
+        request = {
+            "type": "run",
+            "run_id": "run",
+            "folder": str(job.folder),
+            "token": job.token,
+            "config": job.config.model_dump(mode="json"),
+        }
+        ours.send_bytes(json.dumps(request).encode())
+        kinds = []
+        while "ended" not in kinds:
+            assert ours.poll(PATIENCE_S)
+            message = json.loads(ours.recv_bytes())
+            kinds.append(message["type"])
+            if message["type"] == "epoch":
+                ours.send_bytes(json.dumps({"type": "answer", "answer": "stop"}).encode())
+        assert kinds[0] == "ready" and message["outcome"] == "stopped"
+        ours.close()  # a lost coordinator ends the worker
+        assert process.stdout.read().splitlines() == ["[]", "True"]
+        assert process.wait(PATIENCE_S) == 3
+
+
+def test_error_names_the_log_when_workers_cannot_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("cityopt.search.executors.local.sys.executable", "/bin/false")
+    with (
+        LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor,
+        pytest.raises(StoreError, match=r"die before they are ready \(exit code 1\).*worker-0\.log"),
+    ):
+        watch(executor, lambda event: False)
+
+
+def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        executor = LocalExecutor(num_workers=0, threads=1, device="cpu", log_folder=tmp_path)
+        executor.end_survivor(tmp_path / "nobody")
+        begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid) - 1)
+        executor.end_survivor(tmp_path / "run")  # another process has that pid now
+        assert process.poll() is None
+        begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid))
+        executor.end_survivor(tmp_path / "run")
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    assert read_start_time(process.pid) == 0.0
+    executor.end_survivor(tmp_path / "run")
+
+
+def test_workers_share_the_threads_they_are_given_when_started(tmp_path):
+    with LocalExecutor(num_workers=1, threads=3, device="cpu", log_folder=tmp_path / "logs") as executor:
+        (worker,) = executor._workers
+        environment = Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0")
+        assert {b"OMP_NUM_THREADS=3", b"MKL_NUM_THREADS=3", b"OPENBLAS_NUM_THREADS=3"} <= set(environment)
