@@ -31,7 +31,7 @@ CITIES: dict[str, tuple[str, ...]] = {
     "train_extra": ("juniperau", "kastelholm", "lindenquay"),
 }
 RECIPE_FILE = "synthetic.json"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 MIN_IMAGES = 3
 MIN_SIDE_PX = 32
 # Every scene draws from its own seed, so that no scene depends on how many came before it.

@@ -25,7 +25,7 @@ from cityopt.data.scenery.view import Pose
 
 # Share of the images that a guest appears in, and the step of its golden-ratio-like sequence over image numbers.
 GUESTS: dict[str, tuple[float, float]] = {
-    "train": (0.20, math.sqrt(2)), "bus": (0.26, math.sqrt(3)), "truck": (0.30, math.sqrt(5)),
+    "train": (0.26, math.sqrt(2)), "bus": (0.26, math.sqrt(3)), "truck": (0.30, math.sqrt(5)),
     "motorcycle": (0.40, math.sqrt(7)), "bicycle": (0.55, math.sqrt(11)), "persongroup": (0.12, math.sqrt(13)),
     "cargroup": (0.10, math.sqrt(17)), "bicyclegroup": (0.10, math.sqrt(19)), "caravan": (0.04, math.sqrt(23)),
     "trailer": (0.04, math.sqrt(29)), "nobody": (0.03, math.sqrt(31)),
@@ -125,7 +125,7 @@ def cast_things(stage: Stage, street: Street, casting: Casting, canvas_size: tup
     for _ in range(rng.choice((1, 2, 3, 3, 4, 5))):
         placer.place("car", lambda: _car_spot(placer, 9, 28), lambda pose: [build_car(stage, pose)])
     for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
-        placer.place("person", lambda: _walk_spot(placer, 8.3, 16), lambda pose: [_anyone(stage, pose)])
+        placer.place("person", lambda: _walk_spot(placer, 7.0, 13), lambda pose: [_anyone(stage, pose)])
     for _ in range(rng.randint(0, 2)):
         placer.place("car", lambda: _car_spot(placer, 32, 65), lambda pose: [build_car(stage, pose)])
     for _ in range(rng.randint(1, 3)):
@@ -161,7 +161,7 @@ def _place_two_wheelers(placer: _Placer, casting: Casting) -> None:
             ridden = rng.random() < 0.6
             placer.place(
                 name,
-                (lambda: _ride_spot(placer)) if ridden else (lambda: _walk_spot(placer, 8.3, 16.0, turned=True)),
+                (lambda: _ride_spot(placer)) if ridden else (lambda: _walk_spot(placer, 7.4, 14.0, turned=True)),
                 partial(_two_wheeler, stage, build, ridden),
             )
 
@@ -248,6 +248,6 @@ def _walk_spot(placer: _Placer, near: float, far: float, turned: bool = False) -
 def _ride_spot(placer: _Placer) -> Pose:
     """Somewhere on the road, riding across or at an angle."""
     rng = placer.rng
-    z = 8.3 * (17.0 / 8.3) ** rng.random()
+    z = 7.4 * (14.0 / 7.4) ** rng.random()
     turn = rng.choice((0.0, math.pi)) + rng.choice((-1, 1)) * rng.uniform(0.0, 1.0)
     return Pose(_within_view(rng.uniform(placer.street.kerbs[0], placer.street.kerbs[1]), z), z, math.pi / 2 + turn)
