@@ -1,0 +1,130 @@
+"""The command line: help that helps, answers at once, and errors that end with the fix and exit code 1."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from test_docs import list_commands
+
+from cityopt import cli
+from cityopt.errors import CityoptError, StoppedError
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run the command in this process; return exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cityopt", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("name", list_commands())
+def test_command_has_help_with_an_example(name, call):
+    command = list_commands()[name]
+    sentence, _, rest = command.help.partition("\n")
+    assert sentence.strip().endswith(".") or ";" in sentence
+    assert f"Example: cityopt {name}" in rest
+    code, out, err = call(*name.split(), "--help")
+    assert (code, err) == (0, "") and f"cityopt {name}" in out
+    for parameter in command.params:
+        assert parameter.name in ("out", "help") or parameter.help, f"{parameter.name} of {name} has no help"
+
+
+def test_help_is_printed_when_no_command_is_given(call):
+    code, out, err = call()
+    assert code == 2 or code == 0
+    for name in list_commands():
+        assert name.split()[0] in out + err
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "sys.argv = ['cityopt', '--help']\n"
+        "from cityopt import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = ('torch', 'mlflow', 'optuna', 'numpy', 'sklearn', 'matplotlib', 'pandas', 'sqlalchemy')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])\n"
+        "import time; print('CPU', time.process_time())\n"
+    )
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert "HEAVY []" in done.stdout and "Usage: " in done.stdout
+    seconds = float(re.search(r"CPU ([\d.]+)", done.stdout)[1])
+    assert seconds < 1.0, f"{seconds:.2f} s of work, {time.perf_counter() - begin:.2f} s in all"
+
+
+def test_user_error_is_one_message_with_exit_code_1(call, monkeypatch):
+    def fail():
+        raise CityoptError("it must hold. Do this.")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert call() == (1, "", "Error: it must hold. Do this.\n")
+
+
+def test_stop_is_no_error_when_the_user_asked_for_it(call, monkeypatch):
+    def stop():
+        raise StoppedError("Stopped; nothing is lost.")
+
+    monkeypatch.setattr(cli, "app", stop)
+    assert call() == (130, "", "Stopped; nothing is lost.\n")
+
+
+def test_bug_keeps_its_traceback(call, monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        call()
+
+
+def test_scenes_can_be_made_and_checked_when_there_is_no_data(call, tmp_path):
+    out = tmp_path / "scenes"
+    code, said, err = call("data", "synth", out, "--num-images", 4, "--size", "64x128", "--seed", 3)
+    assert (code, err) == (0, "") and f"cityopt data check --data {out}" in said
+    code, said, err = call("data", "check", "--data", out, "--json")
+    document = json.loads(said)
+    assert (code, err) == (0, "") and document["root"] == str(out)
+    assert sum(split["images"] for split in document["splits"].values()) == 4
+    assert all(set(split) == {"images", "labels", "problems"} for split in document["splits"].values())
+    (next((out / "gtFine").rglob("*_instanceIds.png"))).unlink()
+    code, said, err = call("data", "check", "--data", out)
+    assert "problems" in said
+
+
+@pytest.mark.parametrize("size", ["64", "64xwide", "x128", "64x-1"])
+def test_size_is_refused_with_an_example_when_it_is_none(call, tmp_path, size):
+    code, out, err = call("data", "synth", tmp_path / "scenes", "--size", size)
+    assert (code, out) == (1, "") and "256x512" in err and repr(size) in err
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_dataset_comes_from_the_environment_when_no_option_says_it(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(tmp_path / "nowhere"))
+    code, _, err = call("data", "check")
+    assert code == 1 and str(tmp_path / "nowhere") in err
+    monkeypatch.delenv("CITYSCAPES_DATASET")
+    code, _, err = call("data", "check")
+    assert code == 1 and "--data" in err and "CITYSCAPES_DATASET" in err
+
+
+def test_status_takes_a_name_without_a_yaml_or_a_path_to_one(call, tmp_path):
+    study = tmp_path / "gone.yaml"
+    study.write_text("name: other\n")
+    for given, name in (("gone", "gone"), (study, "other"), (study, "other")):
+        code, out, err = call("status", "--study", given, "--store", tmp_path / "no store")
+        assert (code, out) == (1, "") and f"cityopt sweep --study {name}" in err
+    assert not (tmp_path / "no store").exists()
