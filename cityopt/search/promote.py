@@ -29,7 +29,7 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import cache_folder, choose_root, open_root
 from cityopt.search.space import trial_holdout
-from cityopt.search.status import TrialStatus, describe_trials
+from cityopt.search.status import TrialStatus, check_begun, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, open_store
 from cityopt.search.sweep import open_executor, open_parent
 from cityopt.tracking.mlflow_registry import (
@@ -46,6 +46,7 @@ from cityopt.tracking.run_folder import BEST, LAST, RunFolder, Status, read_reco
 
 PROMOTIONS = "cityopt:promotions"
 VAL = ImageSet(split="val", part="all")
+_STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
 _SAME_GROUND = ("fingerprint", "split", "size", "metric")
 
 
@@ -85,6 +86,7 @@ def run_promotion(
     Raises StoreError (no such study, another process at work on it), StudyError (no complete trial), StoppedError
     (Ctrl-C), DataError, TrainingError.
     """
+    check_begun(store, name)
     folder = open_store(store)
     observer.say(f"store {folder}")
     with lock_study(folder, name):
@@ -170,22 +172,22 @@ class Promoter:
         self.shipper.watch(run_id, folder)
         try:
             seconds = self._train(run, run_id, executor)
-        except StoppedError:
+            executor.close()
+            comparisons = self._compare(run, run_id, winner)
+            version, alias, reason = self._register(run, run_id, winner, comparisons)
+        except (StoppedError, KeyboardInterrupt):
             executor.close()
             self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
-            raise
+            raise StoppedError(_STOPPED) from None
         except (TrainingError, DataError) as error:
             reason = error.reason if isinstance(error, TrainingError) else "data"
             status = Status("failed", reason, str(error))
             write_status(folder, status)
             end_shipping(self.shipper, run_id, status)
             raise
-        executor.close()
-        comparisons = self._compare(run, run_id, winner)
-        version, alias, reason = self._register(run, run_id, winner, comparisons)
         status = Status("complete", seconds=seconds)
-        write_status(folder, status)
         end_shipping(self.shipper, run_id, status)
+        write_status(folder, status)  # last of all: a promotion without one is taken up again
         (folder / LAST).unlink(missing_ok=True)
         return Promotion(
             study=self.config.name,
@@ -252,7 +254,7 @@ class Promoter:
                 elif isinstance(event, JobEnded):
                     return event
             if self.is_interrupted:
-                raise StoppedError("Stopped; nothing is lost. The same command goes on from the last finished epoch.")
+                raise StoppedError(_STOPPED)
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
         """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
