@@ -54,7 +54,7 @@ def format_seconds(seconds: float | None) -> str:
     """Return a duration as people say it: 48 s, 3:05 min, 2:10 h."""
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -77,12 +77,12 @@ def test_setting_is_asked_only_when_its_condition_holds(fixed, expected):
     assert settings == {key: fixed[key] for key in expected}
 
 
-def test_circle_of_conditions_is_refused_when_sampled():
+def test_circle_of_conditions_is_refused_when_the_study_is_read():
     space = {
         MOMENTUM: {"type": "categorical", "choices": [0.5, 0.9], "when": {OPTIMIZER: "sgd"}},
         OPTIMIZER: {"type": "categorical", "choices": ["sgd", "adamw"], "when": {MOMENTUM: 0.5}},
     }
-    with pytest.raises(ConfigError, match=r"training\.momentum, training\.optimizer run in a circle"):
+    with pytest.raises(ConfigError, match=r"training\.momentum, training\.optimizer in `search.space` run in a circle"):
         sample(space)
 
 

@@ -1,0 +1,144 @@
+"""What people read: durations, settings, and tables that hold what the study holds."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cityopt.report.tables import (
+    format_seconds,
+    format_settings,
+    format_value,
+    print_anchors,
+    print_check,
+    print_leaderboard,
+    print_promotion,
+)
+from cityopt.search.promote import Comparison, Promotion
+from cityopt.search.status import StudyStatus, TrialStatus
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=200)
+
+
+def lines(console):
+    return console.file.getvalue().splitlines()
+
+
+def cells(console):
+    """The rows of all tables, cell by cell."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines(console) if line.startswith("│")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00 min"),
+        (60, "1:00 min"),
+        (185, "3:05 min"),
+        (3599.7, "1:00 h"),
+        (3600, "1:00 h"),
+        (7805, "2:10 h"),
+    ],
+)
+def test_duration_is_as_people_say_it(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_settings_are_one_line_in_three_digits():
+    settings = {"training.learning_rate": 0.00123456, "model.freeze_depth": 2, "training.optimizer": "sgd"}
+    assert format_settings(settings) == "learning_rate=0.00123, freeze_depth=2, optimizer=sgd"
+    assert format_settings({}) == "defaults"
+
+
+def test_value_is_a_dash_when_there_is_none():
+    assert (format_value(None), format_value(0.5), format_value(0.0)) == ("–", "0.5000", "0.0000")
+
+
+def trial(number, state, value=None, reason=None, **params):
+    return TrialStatus(number, state, reason, value, params, f"{number}" * 32, 61.0)
+
+
+def test_leaderboard_has_the_best_on_top_and_the_reasons(console):
+    trials = [
+        trial(0, "complete", 0.1, depth=2),
+        trial(1, "failed", reason="nan", depth=3),
+        trial(2, "complete", 0.4, depth=1, momentum=0.9),
+        trial(3, "pruned", 0.3, depth=5),
+        trial(4, "waiting", reason="interrupted"),
+    ]
+    print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", trials[2], trials))
+    assert "small: 2 complete, 1 pruned, 1 failed, 1 waiting" in lines(console)[0]
+    rows = cells(console)
+    assert [row[0] for row in rows] == ["2", "0", "3", "4", "1"]
+    assert rows[0] == ["2", "complete", "0.4000", "1", "0.9", "1:01 min", "22222222"]
+    assert rows[4][:3] == ["1", "failed (nan)", "–"] and rows[3][1] == "waiting (interrupted)"
+
+
+def test_leaderboard_says_what_it_leaves_out_when_trials_are_many(console):
+    trials = [trial(number, "complete", number / 100) for number in range(30)]
+    print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", trials[29], trials), limit=4)
+    assert [row[0] for row in cells(console)] == ["29", "28", "27", "26"]
+    assert "… and 26 more" in lines(console)[-1] and "--json" in lines(console)[-1]
+
+
+def test_leaderboard_says_so_when_there_is_no_trial(console):
+    print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", None, []))
+    assert "no trial yet" in lines(console)[0]
+
+
+def test_promotion_shows_trial_and_promoted_on_the_same_images(console):
+    promotion = Promotion(
+        study="small",
+        name="promotion-0001",
+        run_id="r",
+        trial=2,
+        settings={"training.learning_rate": 0.01},
+        comparisons=(
+            Comparison("val", "val/ap", 0.25, 0.5),
+            Comparison("trials' holdout", "val/ap", 0.4, None, "a note"),
+        ),
+        model="models:/cityopt-small@champion",
+        version=3,
+        reason="there was no champion",
+        store=Path("/store"),
+    )
+    print_promotion(console, promotion)
+    assert cells(console) == [
+        ["val", "val/ap", "0.2500", "0.5000", "+0.2500", ""],
+        ["trials' holdout", "val/ap", "0.4000", "–", "–", "a note"],
+    ]
+    assert lines(console)[-1] == "models:/cityopt-small@champion (version 3): there was no champion"
+
+
+def test_anchors_stand_beside_the_defaults_level_by_level(console):
+    recall = {"mean_best_iou": 0.6, "recall_50": 0.7, "recall_70": 0.2}
+    measured = recall | {"bins": {size: dict.fromkeys(recall, None) for size in ("small", "medium", "large")}}
+    report = {
+        "adopted": "kmeans",
+        "reason": "better",
+        "sizes": [[1.0, 2.0, 3.0]] * 5,
+        "ratios": [[0.5, 1.0, 2.0]] * 5,
+        "kmeans": measured,
+        "default": measured | {"recall_50": 0.1},
+    }
+    print_anchors(console, report)
+    rows = cells(console)
+    assert [row[0] for row in rows[:5]] == ["P2", "P3", "P4", "P5", "P6"]
+    assert rows[0][1:] == ["1.00  2.00  3.00", "0.50  1.00  2.00"]
+    assert ["objects with IoU ≥ .5", "0.7000", "0.1000"] in rows
+
+
+def test_check_lists_problems_up_to_a_few(console):
+    problems = [{"file": f"train/{number}.png", "problem": "is truncated"} for number in range(13)]
+    found = {"root": "/data", "splits": {"train": {"images": 20, "labels": 19, "problems": problems}}}
+    print_check(console, found)
+    assert cells(console) == [["train", "20", "19", "13"]]
+    assert "train: train/0.png: is truncated" in lines(console)
+    assert lines(console)[-1].startswith("train: … and 3 more")

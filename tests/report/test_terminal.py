@@ -1,0 +1,102 @@
+"""A sweep in a terminal: plain lines without one, bars with one, and the same news in both."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cityopt.report.terminal import LiveObserver, PlainObserver, open_observer
+from cityopt.search.observer import Observer, Standing
+
+PROGRESS = {
+    "phase": "train",
+    "epoch": 2,
+    "epochs": 4,
+    "step": 1,
+    "steps": 2,
+    "loss": 1.5,
+    "images_per_s": 12.25,
+    "best": 0.25,
+}
+
+
+def watch(observer: PlainObserver) -> Standing:
+    """Show a little sweep to an observer."""
+    standing = Standing("small", "val/ap", 3)
+    with observer:
+        observer.say("store /store")
+        for done in (0, 1, 2):
+            observer.show_preparation("decoding 2 images", done, 2)
+        observer.begin_study(standing)
+        observer.begin_run("trial-0000", {"training.learning_rate": 0.01}, resumed=False)
+        observer.show_progress("trial-0000", {**PROGRESS, "phase": "cache"})
+        observer.show_progress("trial-0000", PROGRESS)
+        observer.show_progress("trial-0000", {**PROGRESS, "phase": "validate", "loss": None, "images_per_s": None})
+        observer.show_epoch("trial-0000", 2, 4, {"train/loss/total": 1.5, "val/ap": 0.25})
+        standing.counts["complete"] = 1
+        standing.best_value = 0.25
+        observer.end_run("trial-0000", "complete", 0.25, "", is_best=True)
+        observer.begin_run("trial-0001", {}, resumed=True)
+        standing.counts["failed"] = 1
+        observer.end_run("trial-0001", "failed", None, "nan", is_best=False)
+    return standing
+
+
+def test_lines_are_plain_when_there_is_no_terminal():
+    console = Console(file=io.StringIO(), width=120)
+    observer = open_observer(console)
+    assert type(observer) is PlainObserver
+    watch(observer)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "store /store" and lines[1].startswith("decoding 2 images: 2 done in ")
+    assert lines[2:] == [
+        "trial-0000 begins: learning_rate=0.01",
+        "  trial-0000 epoch 2/4: loss 1.5000, val/ap 0.2500",
+        "trial-0000 complete: 0.2500 best so far",
+        "trial-0001 goes on: defaults",
+        "trial-0001 failed (nan): –",
+    ]
+
+
+def test_bars_show_study_and_trial_when_there_is_a_terminal():
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
+    observer = open_observer(console)
+    assert isinstance(observer, LiveObserver)
+    watch(observer)
+    bars = Console(file=io.StringIO(), width=200)
+    bars.print(observer._progress.get_renderable())
+    shown = bars.file.getvalue()
+    news = console.file.getvalue()
+    assert "trial-0000 begins: learning_rate=0.01" in news and "failed (nan)" in news
+    assert not any("trial-0" in line for line in shown.splitlines()), "bars of ended trials go away"
+    assert "1 complete, 0 pruned, 1 failed" in shown and "best 0.2500" in shown and "ETA" in shown
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [("cache", ["reading images"]), ("train", ["epoch 2/4", "loss 1.5000", "12.2 images/s", "best 0.2500"])],
+)
+def test_bar_of_a_trial_tells_where_it_is(phase, words):
+    observer = LiveObserver(Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None))
+    observer.show_progress("trial-0000", {**PROGRESS, "phase": phase})
+    (task,) = observer._progress.tasks
+    assert all(word in task.fields["note"] for word in words)
+    assert task.completed == pytest.approx(((2 - 1) + 1 / 2) / 4) and task.total == 1
+
+
+def test_progress_moves_on_when_counts_are_zero():
+    observer = LiveObserver(Console(file=io.StringIO(), force_terminal=True))
+    observer.show_progress("trial-0000", {**PROGRESS, "epochs": 0, "steps": 0, "epoch": 0, "step": 0})
+    assert observer._progress.tasks[0].completed == 0
+
+
+def test_every_event_is_harmless_when_nobody_watches():
+    watch_all = Observer()
+    watch_all.say("news")
+    watch_all.show_preparation("x", 1, 2)
+    watch_all.begin_study(Standing("small", "val/ap", 3))
+    watch_all.begin_run("trial", {}, resumed=False)
+    watch_all.show_progress("trial", PROGRESS)
+    watch_all.show_epoch("trial", 1, 2, {})
+    watch_all.end_run("trial", "pruned", None, "", is_best=False)
+    assert Standing("small", "val/ap", 3).num_ended == 0

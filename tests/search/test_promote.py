@@ -1,0 +1,102 @@
+"""Promotion's decisions: which trial wins, what its full training is, and who becomes champion."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from small_studies import DECAY, FACTS, RATE, make_config
+
+from cityopt.config import replace_settings
+from cityopt.errors import ConfigError, StudyError
+from cityopt.search.promote import build_promotion_config, judge_challenger, pick_winner
+from cityopt.search.status import TrialStatus
+from cityopt.tracking.mlflow_registry import ModelVersion
+
+TAGS = {
+    "cityopt.metric": "val/coco/segm/ap",
+    "cityopt.value": 0.3,
+    "cityopt.fingerprint": "f",
+    "cityopt.split": "val",
+    "cityopt.size": "64x128",
+    "cityopt.run_id": "new",
+}
+WINNER = TrialStatus(3, "complete", None, 0.2, {RATE: 0.02}, "run-3", 1.0)
+
+
+def champion(**tags):
+    texts = {key: str(value) for key, value in (TAGS | {f"cityopt.{k}": v for k, v in tags.items()}).items()}
+    return ModelVersion("cityopt-small", 4, "old", texts, ("champion",), "")
+
+
+def study_of(*trials, direction="maximize"):
+    study = optuna.create_study(direction=direction)
+    for state, value in trials:
+        study.add_trial(create_trial(state=state, value=value, intermediate_values={1: value or 0.0}))
+    return study
+
+
+def test_best_complete_trial_wins_when_pruned_ones_have_higher_scores():
+    trials = [(TrialState.COMPLETE, 0.1), (TrialState.PRUNED, 0.9), (TrialState.COMPLETE, 0.3), (TrialState.FAIL, None)]
+    assert pick_winner(study_of(*trials), make_config()).number == 2
+    assert pick_winner(study_of(*trials, direction="minimize"), make_config(direction="minimize")).number == 0
+
+
+def test_earlier_trial_wins_when_two_are_equal():
+    trials = [(TrialState.COMPLETE, 0.1), (TrialState.COMPLETE, 0.3), (TrialState.COMPLETE, 0.3)]
+    assert pick_winner(study_of(*trials), make_config()).number == 1
+
+
+def test_promotion_is_refused_with_the_command_when_no_trial_is_complete():
+    with pytest.raises(StudyError, match="cityopt sweep --study small"):
+        pick_winner(study_of((TrialState.PRUNED, 0.5)), make_config())
+
+
+def build(config, settings=None):
+    return build_promotion_config(
+        config, FACTS, WINNER, settings or {}, root=Path("/data"), device="cpu", store=Path("/store")
+    )
+
+
+def test_settings_come_from_trial_then_overrides_then_options_when_promoted():
+    config = replace_settings(
+        make_config(training={"batch_size": 4}), {"promotion.overrides": {"training.epochs": 24, DECAY: 0.05}}
+    )
+    run = build(config, {"training.epochs": 2})
+    assert run.training.learning_rate == 0.02 and run.training.batch_size == 4
+    assert run.training.weight_decay == 0.05 and run.training.epochs == 2
+    with pytest.raises(ConfigError, match=r"training\.epoch"):
+        build(config, {"training.epoch": 2})
+
+
+def test_promotion_trains_on_all_of_train_and_judges_on_all_of_val():
+    run = build(make_config())
+    assert (run.train_set.split, run.train_set.part) == ("train", "all")
+    assert (run.validation_set.split, run.validation_set.part) == ("val", "all")
+    assert run.keep == "last"  # a fixed schedule: val chooses no epoch
+    assert run.kind == "promotion" and run.fingerprint == FACTS.fingerprint and run.threads == FACTS.threads
+    assert [list(row) for row in run.model.anchor_table.sizes] == FACTS.anchors["sizes"]  # the study's anchors
+
+
+@pytest.mark.parametrize(
+    ("old", "direction", "alias", "words"),
+    [
+        (None, "maximize", "champion", "there was no champion"),
+        (champion(value=0.2), "maximize", "champion", "0.3000 against 0.2000 of version 4"),
+        (champion(value=0.4), "maximize", "challenger", "no better than the champion"),
+        (champion(value=0.3), "maximize", "challenger", "no better than the champion"),
+        (champion(value=0.4), "minimize", "champion", "it beats the champion"),
+        (champion(value=0.1, fingerprint="g"), "maximize", "challenger", "another fingerprint: g, not f"),
+        (champion(value=0.1, split="train"), "maximize", "challenger", "another split"),
+        (champion(value=0.1, size="32x64"), "maximize", "challenger", "another size: 32x64, not 64x128"),
+        (champion(value=0.1, metric="val/coco/bbox/ap"), "maximize", "challenger", "another metric"),
+    ],
+)
+def test_champion_is_beaten_only_on_the_same_ground(old, direction, alias, words):
+    assert judge_challenger(old, TAGS, direction)[0] == alias
+    assert words in judge_challenger(old, TAGS, direction)[1]
+
+
+def test_champion_stays_champion_when_its_own_promotion_is_resumed():
+    own = ModelVersion("cityopt-small", 1, "new", {}, ("champion",), "")
+    assert judge_challenger(own, TAGS, "maximize")[0] == "champion"
