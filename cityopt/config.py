@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cityopt.errors import ConfigError
 
 T = TypeVar("T", bound="Section")
+_SEARCHED_DATA = ("data.hflip", "data.scale_jitter")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scalar = bool | int | float | str
@@ -270,12 +271,15 @@ class StudyConfig(Section):
         for key, dimension in self.search.space.items():
             _check_dimension(self, key, dimension)
         for number, baseline in enumerate(self.search.baselines):
-            _check_baseline(self.search.space, number, baseline)
+            _check_baseline(self, number, baseline)
         if self.search.pruner.name != "none" and self.search.pruner.min_epochs > self.training.epochs:
             raise ValueError(
                 "`search.pruner.min_epochs <= training.epochs` must hold, but got "
                 f"min_epochs={self.search.pruner.min_epochs}, epochs={self.training.epochs}"
             )
+        if self.search.pruner.name != "none":
+            _check_warmup(self)
+        _check_conditions(self.search.space)
         _check_overrides(self)
         return self
 
@@ -410,7 +414,30 @@ def list_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> list[st
     return keys
 
 
+def _check_warmup(study: StudyConfig) -> None:
+    epochs, min_epochs = study.training.warmup_fraction * study.training.epochs, study.search.pruner.min_epochs
+    if min_epochs <= epochs:
+        raise ValueError(
+            "`search.pruner.min_epochs` must lie beyond the warm-up (training.warmup_fraction x training.epochs = "
+            f"{epochs:g}), where no score means anything yet, but got {min_epochs}"
+        )
+
+
+def _check_conditions(space: Mapping[str, Dimension]) -> None:
+    """Check that conditions do not run in a circle: settle what depends on settled settings until nothing moves."""
+    settled: set[str] = set()
+    while ready := {key for key in space.keys() - settled if space[key].when.keys() <= settled}:
+        settled |= ready
+    if open_keys := sorted(space.keys() - settled):
+        raise ValueError(f"the conditions (`when`) of {', '.join(open_keys)} in `search.space` run in a circle")
+
+
 def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:
+    if (key.startswith("data.") and key not in _SEARCHED_DATA) or key.startswith("model.anchor"):
+        raise ValueError(
+            f"`search.space` cannot hold {key!r}: images and anchors are fixed once for all trials of a study. "
+            f"Of `data` it may hold {' and '.join(_SEARCHED_DATA)}"
+        )
     for value in dimension.examples():
         _check_settings(study, "search.space", {key: value})
     space = study.search.space
@@ -444,12 +471,14 @@ def _check_settings(study: StudyConfig, where: str, settings: Mapping[str, Any])
             raise ValueError(f"`{where}`: with {given}, {str(error).removesuffix(f' ({name}).')}") from error
 
 
-def _check_baseline(space: Mapping[str, Dimension], number: int, baseline: Mapping[str, Scalar]) -> None:
+def _check_baseline(study: StudyConfig, number: int, baseline: Mapping[str, Scalar]) -> None:
+    space = study.search.space
     for key, value in baseline.items():
         if key not in space:
             raise ValueError(f"baseline {number} sets {key!r}, which `search.space` lacks.{_nearest(key, space)}")
         if not space[key].admits(value):
             raise ValueError(f"baseline {number} must lie in the search space, but got {key}={value!r}")
+    _check_settings(study, f"search.baselines.{number}", baseline)
 
 
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

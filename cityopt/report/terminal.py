@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cityopt.config import Scalar
@@ -38,12 +39,15 @@ class PlainObserver(Observer):
         """Leave the terminal as it was."""
 
     def say(self, text: str) -> None:
-        """Print a line of news."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Print a line of news, as it is."""
+        self._print(escape(text))
+
+    def _print(self, markup: str) -> None:
+        self.console.print(markup, highlight=False, soft_wrap=True)
 
     def begin_study(self, standing: Standing) -> None:
         """Keep the score board."""
-        self._standing = standing
+        self._standing, self.metric = standing, standing.metric
 
     def show_preparation(self, what: str, done: int, total: int) -> None:
         """Print the beginning and the end of a preparation."""
@@ -54,7 +58,8 @@ class PlainObserver(Observer):
 
     def begin_run(self, name: str, settings: Mapping[str, Scalar], *, resumed: bool) -> None:
         """Print what a run tries."""
-        self.say(f"[bold]{name}[/bold] {'goes on' if resumed else 'begins'}: {format_settings(settings)}")
+        begins = "goes on" if resumed else "begins"
+        self._print(f"[bold]{escape(name)}[/bold] {begins}: {escape(format_settings(settings))}")
 
     def show_epoch(self, name: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Print an epoch's loss and objective."""
@@ -64,11 +69,11 @@ class PlainObserver(Observer):
         """Print how a run ended and the best so far."""
         mark = " [bold green]best so far[/bold green]" if is_best else ""
         why = f" ({reason})" if reason else ""
-        self.say(f"{name} [{STATE_STYLES[state]}]{state}[/]{why}: {format_value(value)}{mark}")
+        self._print(f"{escape(name)} [{STATE_STYLES[state]}]{state}[/]{why}: {format_value(value)}{mark}")
 
     def _describe_epoch(self, metrics: Mapping[str, float]) -> str:
-        metric = self._standing.metric if self._standing else "val/coco/segm/ap"
-        return f"loss {format_value(metrics.get('train/loss/total'))}, {metric} {format_value(metrics.get(metric))}"
+        loss, value = metrics.get("train/loss/total"), metrics.get(self.metric)
+        return f"loss {format_value(loss)}, {self.metric} {format_value(value)}"
 
 
 class LiveObserver(PlainObserver):

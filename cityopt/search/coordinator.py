@@ -86,10 +86,10 @@ class Coordinator:
         Raises DataError or ConfigError when a trial failed for a reason that would fail every other.
         """
         self._parent = parent
-        self._reconcile()
-        self.observer.begin_study(self.standing)
         try:
             with on_interrupt(self._interrupt):
+                self._reconcile()
+                self.observer.begin_study(self.standing)
                 while not self.is_interrupted and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
@@ -111,7 +111,11 @@ class Coordinator:
 
     def _start(self, trial: optuna.Trial, *, resumed: bool) -> None:
         settings = sample_settings(trial, self.config.search.space)
-        config = self._build_config(trial.number, settings)
+        try:
+            config = self._build_config(trial.number, settings)
+        except ConfigError as error:  # each setting is valid, but not all of them together
+            self._tell(trial, Status("failed", "config", str(error)))
+            return
         run_id = self._open_run(trial, config, settings)
         running = RunningTrial(trial, run_id, config)
         if not self._may_try(running):
@@ -136,7 +140,7 @@ class Coordinator:
             run_id = str(known)
             self.mlflow.reopen_run(run_id)
         else:
-            tags = describe_run(config, self.facts) | {"cityopt.trial": trial.number}
+            tags = describe_data(self.facts) | describe_run(config) | {"cityopt.trial": trial.number}
             run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
         if RUN_ID not in trial.user_attrs:
             self.mlflow.log_dataset(run_id, self.config.name, self.facts.subset_hash, self.facts.root)
@@ -152,6 +156,11 @@ class Coordinator:
         stalled = seen["stalled"] + 1 if seen["epoch"] == epoch else 1
         running.trial.set_user_attr(ATTEMPTS, {"number": seen["number"] + 1, "epoch": epoch, "stalled": stalled})
         return stalled <= MAX_STALLED
+
+    def _forgive_attempt(self, trial: optuna.Trial) -> None:
+        """Take back the count of an attempt that was stopped from outside: it says nothing against the trial."""
+        seen: dict[str, int] = self._freeze(trial).user_attrs[ATTEMPTS]
+        trial.set_user_attr(ATTEMPTS, {**seen, "stalled": seen["stalled"] - 1})
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, WorkerReady):
@@ -223,6 +232,8 @@ class Coordinator:
         self._log_best(number)
         shown = None if state == "failed" else value
         self.observer.end_run(f"trial-{number:04d}", state, shown, status.reason, is_best=is_best)
+        if status.message:
+            self.observer.say(f"  {status.message}")
 
     def _log_best(self, number: int) -> None:
         """Let the parent run show the best score as it climbs, one point per ended trial."""
@@ -281,8 +292,12 @@ class Coordinator:
         """Leave trials that are still running to the next start; in MLflow nothing stays RUNNING meanwhile."""
         if self._running or self._adopted:
             self.executor.close()
+        left = {running.run_id for running in self._running.values()}
+        left |= {str(trial.user_attrs[RUN_ID]) for trial in self._adopted if RUN_ID in trial.user_attrs}
+        for run_id in left:
+            self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
         for running in self._running.values():
-            self.shipper.end(running.run_id, "KILLED", {"cityopt.state": "interrupted"})
+            self._forgive_attempt(running.trial)
 
     def _interrupt(self) -> None:
         self.is_interrupted = True
@@ -312,9 +327,9 @@ def describe_data(facts: StudyFacts) -> dict[str, Any]:
     }
 
 
-def describe_run(config: RunConfig, facts: StudyFacts) -> dict[str, Any]:
-    """Return the tags that say what a run stands on."""
-    return describe_data(facts) | {
+def describe_run(config: RunConfig) -> dict[str, Any]:
+    """Return the tags that say how a run was made and by which protocol it is judged."""
+    return {
         "cityopt.seed": config.seed,
         "cityopt.threads": config.threads,
         "cityopt.protocol": "coco",

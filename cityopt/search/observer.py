@@ -32,6 +32,9 @@ class Standing:
 class Observer:
     """Watches and does nothing; subclasses show what they like."""
 
+    metric = "val/coco/segm/ap"
+    """The objective, whose values are worth showing."""
+
     def say(self, text: str) -> None:
         """Take one line of news."""
 
@@ -45,7 +48,7 @@ class Observer:
         """Take note that a run begins or goes on."""
 
     def show_progress(self, name: str, progress: Mapping[str, Any]) -> None:
-        """Take the progress inside a run (fields of `training.loop.Progress`)."""
+        """Take the progress inside a run (fields of `training.progress.Progress`)."""
 
     def show_epoch(self, name: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a finished epoch."""

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from cityopt.config import ImageSet, RunConfig, StudyConfig, replace_section, replace_settings
-from cityopt.errors import DataError, StoppedError, StudyError, TrainingError
+from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
     MAX_STALLED,
@@ -31,7 +31,7 @@ from cityopt.search.preparation import cache_folder, choose_root, open_root
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, check_begun, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, open_store
-from cityopt.search.sweep import open_executor, open_parent
+from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
     CHAMPION,
@@ -46,7 +46,6 @@ from cityopt.tracking.run_folder import BEST, LAST, RunFolder, Status, read_reco
 
 PROMOTIONS = "cityopt:promotions"
 VAL = ImageSet(split="val", part="all")
-_STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
 _SAME_GROUND = ("fingerprint", "split", "size", "metric")
 
 
@@ -89,7 +88,7 @@ def run_promotion(
     check_begun(store, name)
     folder = open_store(store)
     observer.say(f"store {folder}")
-    with lock_study(folder, name):
+    with lock_study(folder, name), naming_interrupts():
         study, config, facts = load_stored_study(open_storage(folder), name)
         winner = pick_winner(study, config)
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
@@ -98,7 +97,7 @@ def run_promotion(
         mlflow = MlflowStore(folder)
         with (
             open_executor(folder, name, threads=facts.threads, device=device) as executor,
-            open_parent(mlflow, config, facts) as (_, shipper),
+            open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
             return Promoter(folder, study, config, facts, mlflow, shipper, observer).promote(run, winner, executor)
 
@@ -178,12 +177,16 @@ class Promoter:
         except (StoppedError, KeyboardInterrupt):
             executor.close()
             self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
-            raise StoppedError(_STOPPED) from None
-        except (TrainingError, DataError) as error:
-            reason = error.reason if isinstance(error, TrainingError) else "data"
-            status = Status("failed", reason, str(error))
-            write_status(folder, status)
+            raise StoppedError(STOPPED) from None
+        except TrainingError as error:
+            status = Status("failed", error.reason, str(error))
+            if error.reason == "nan":  # it would come again; after any other reason the same command goes on
+                write_status(folder, status)
             end_shipping(self.shipper, run_id, status)
+            raise
+        except BaseException:
+            executor.close()
+            self.shipper.end(run_id, "FAILED", {"cityopt.state": "interrupted"})
             raise
         status = Status("complete", seconds=seconds)
         end_shipping(self.shipper, run_id, status)
@@ -215,7 +218,11 @@ class Promoter:
                 return replace_section(run, name=last["name"]), run_id
             self.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
-        tags = describe_run(run, self.facts) | {"cityopt.trial": winner.number, "cityopt.trial_run": winner.run_id}
+        tags = describe_run(run) | {
+            "cityopt.dataset_fingerprint": self.facts.fingerprint,
+            "cityopt.trial": winner.number,
+            "cityopt.trial_run": winner.run_id,
+        }
         run_id = self.mlflow.find_run(run.study, run.name) or self.mlflow.create_run(
             run.study, run.name, "promotion", tags
         )
@@ -227,6 +234,7 @@ class Promoter:
         """Train in the worker and return the seconds it took; a worker that dies is replaced and goes on."""
         folder = run_folder(self.store, run_id)
         stalled, epoch = 0, -1
+        self.observer.metric = run.metric
         self.observer.begin_run(run.name, {"training.epochs": run.training.epochs}, resumed=(folder / LAST).exists())
         with on_interrupt(self._interrupt):
             while True:
@@ -254,7 +262,7 @@ class Promoter:
                 elif isinstance(event, JobEnded):
                     return event
             if self.is_interrupted:
-                raise StoppedError(_STOPPED)
+                raise StoppedError(STOPPED)
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
         """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
@@ -275,8 +283,9 @@ class Promoter:
         records = read_records(run_folder(self.store, run_id))[0]
         own_val = next(r.metrics for r in reversed(records) if run.metric in r.metrics)
         trial_val = score(trial, VAL, "trial/val")
-        own_holdout = score(promoted, trial_holdout(self.config), "promoted/holdout")
-        extra = {name: v for name, v in {**trial_val, **own_holdout}.items() if math.isfinite(v)}
+        holdout = trial_holdout(self.config)
+        on_holdout = score(trial, holdout, "trial/holdout") | score(promoted, holdout, "promoted/holdout")
+        extra = {name: v for name, v in {**trial_val, **on_holdout}.items() if math.isfinite(v)}
         tracker = RunFolder(run_folder(self.store, run_id), _token(run_folder(self.store, run_id)))
         tracker.log_metrics(extra, step=run.training.epochs)
         tail = run.metric.removeprefix("val/")
@@ -285,7 +294,7 @@ class Promoter:
             Comparison(
                 "trials' holdout",
                 run.metric,
-                winner.value,
+                extra.get(f"trial/holdout/{tail}"),
                 extra.get(f"promoted/holdout/{tail}"),
                 "the promoted model has trained on these images",
             ),

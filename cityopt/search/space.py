@@ -7,7 +7,6 @@ from typing import cast
 import optuna
 
 from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, replace_section, replace_settings
-from cityopt.errors import ConfigError
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 
@@ -15,14 +14,12 @@ from cityopt.search.facts import StudyFacts
 def sample_settings(trial: optuna.trial.BaseTrial, space: Mapping[str, Dimension]) -> dict[str, Scalar]:
     """Ask a trial for every setting whose condition holds, parents before the settings that depend on them.
 
-    Raises ConfigError when conditions run in a circle.
+    The study's config makes sure that conditions do not run in a circle.
     """
     settings: dict[str, Scalar] = {}
     open_keys = list(space)
     while open_keys:
         ready = [key for key in open_keys if not set(space[key].when) & set(open_keys)]
-        if not ready:
-            raise ConfigError(f"the conditions (`when`) of {', '.join(open_keys)} run in a circle.")
         for key in ready:
             open_keys.remove(key)
             if all(settings.get(parent) == value for parent, value in space[key].when.items()):

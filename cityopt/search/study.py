@@ -7,6 +7,7 @@ anchors as attributes, so that `status` and `promote` need neither the YAML nor 
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,8 +16,10 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cityopt.config import StudyConfig, validate
 from cityopt.errors import StoreError, StudyError
@@ -48,10 +51,21 @@ def open_store(path: str | Path) -> Path:
 
 
 def open_storage(store: Path) -> RDBStorage:
-    """Open the trials' database of a store. Readers never wait for the one writer (WAL)."""
-    storage = RDBStorage(f"sqlite:///{store / 'optuna.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
-    sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
-    storage.engine.dispose()
+    """Open the trials' database of a store. Readers never wait for the one writer (WAL).
+
+    Raises StoreError: it is broken or cannot be written.
+    """
+    path = store / "optuna.db"
+    try:
+        storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
+        storage.engine.dispose()
+        storage.get_all_studies()
+    except (SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
+        raise StoreError(
+            f"{path} must be a database of trials that can be written, but cannot be opened: {error}. "
+            "Restore the file, or give another store with --store DIR."
+        ) from error
     return storage
 
 
@@ -72,15 +86,16 @@ def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> t
     if not _is_complete(storage, config.name):
         return _create_study(storage, config, facts), facts
     study, stored, stored_facts = load_stored_study(storage, config.name)
-    differences = describe_differences(stored, stored_facts, config, facts)
-    if differences:
-        raise StudyError(
-            f"study {config.name!r} was begun with other settings, and its scores would no longer compare:\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nGive the settings of old, or begin another study with --name NEW."
-        )
+    _check_same(config.name, describe_differences(stored, stored_facts, config, facts))
     study.set_user_attr(_SETTINGS, config.model_dump(mode="json"))
     return study, replace(stored_facts, root=facts.root)
+
+
+def refuse_other_settings(storage: RDBStorage, config: StudyConfig) -> None:
+    """Refuse settings that change scores before any work is done for them. Raises StudyError."""
+    if _is_complete(storage, config.name):
+        _, stored, facts = load_stored_study(storage, config.name)
+        _check_same(config.name, describe_differences(stored, facts, config, facts))
 
 
 def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, StudyConfig, StudyFacts]:
@@ -153,6 +168,15 @@ def is_locked(store: Path, name: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def _check_same(name: str, differences: list[str]) -> None:
+    if differences:
+        raise StudyError(
+            f"study {name!r} was begun with other settings, and its scores would no longer compare:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nGive the settings of old, or begin another study with --name NEW."
+        )
 
 
 def _is_complete(storage: RDBStorage, name: str) -> bool:

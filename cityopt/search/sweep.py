@@ -21,12 +21,13 @@ from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, prepare_study
-from cityopt.search.study import find_threads, lock_study, open_storage, open_store, open_study
+from cityopt.search.study import find_threads, lock_study, open_storage, open_store, open_study, refuse_other_settings
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
 
 INTERRUPTED = 130
+STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
 _SHIPPING_TIMEOUT_S = 120.0
 
 
@@ -50,8 +51,10 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
     check_dataset_exists(choose_root(data, config.data.root))
     folder = open_store(store)
     observer.say(f"store {folder}")
-    with lock_study(folder, config.name):
+    with lock_study(folder, config.name), naming_interrupts():
         storage = open_storage(folder)
+        refuse_other_settings(storage, config)
+        warn_of_frozen_noise(config, observer)
         threads = find_threads(storage, config, num_workers=1)
         with open_executor(folder, config.name, threads=threads, device=device) as executor:
             fetch_weights(config.model)
@@ -59,7 +62,7 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads))
             announce_anchors(facts, observer)
             mlflow = MlflowStore(folder)
-            with open_parent(mlflow, config, facts) as (parent, shipper):
+            with open_parent(mlflow, config, facts, observer) as (parent, shipper):
                 _describe_study(parent, prepared, facts)
                 coordinator = Coordinator(
                     store=folder,
@@ -74,6 +77,26 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
                 )
                 coordinator.run(parent)
         return _sum_up(folder, config, coordinator)
+
+
+@contextmanager
+def naming_interrupts() -> Iterator[None]:
+    """Say how to go on when Ctrl-C comes where nothing special has to be done about it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(STOPPED) from None
+
+
+def warn_of_frozen_noise(config: StudyConfig, observer: Observer) -> None:
+    """Warn when stages may be frozen at random values, which nothing has trained."""
+    searched = config.search.space.get("model.freeze_depth")
+    deepest = max(config.model.freeze_depth, int(searched.high or 0) if searched else 0)
+    if config.model.weights == "none" and deepest > 0:
+        observer.say(
+            f"Warning: up to {deepest} backbone stages are frozen at random values (`model.weights: none`). "
+            "Set model.freeze_depth=0 and search.space.model.freeze_depth=null."
+        )
 
 
 def check_dataset_exists(root: str) -> None:
@@ -137,7 +160,9 @@ def announce_anchors(facts: StudyFacts, observer: Observer) -> None:
 
 
 @contextmanager
-def open_parent(mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts) -> Iterator[tuple[RunFolder, Shipper]]:
+def open_parent(
+    mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts, observer: Observer
+) -> Iterator[tuple[RunFolder, Shipper]]:
     """Open the study's parent run and the shipper; the run ends with the block, whatever happens in it."""
     tags = describe_data(facts) | {"cityopt.seed": config.seed, "cityopt.metric": config.search.metric}
     run_id = mlflow.open_parent(config.name, tags)
@@ -146,8 +171,8 @@ def open_parent(mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts) -> 
     begin_attempt(run_folder(mlflow.store, run_id), token)
     parent = RunFolder(run_folder(mlflow.store, run_id), token)
     shipper.watch(run_id, parent.folder)
-    mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)
     try:
+        mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)
         yield parent, shipper
     except StoppedError:
         shipper.end(run_id, "FINISHED")
@@ -159,7 +184,8 @@ def open_parent(mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts) -> 
         shipper.end(run_id, "FINISHED")
     finally:
         shipper.drain(_SHIPPING_TIMEOUT_S)
-        shipper.close()
+        if not shipper.close():
+            observer.say(f"MLflow does not have everything yet; the next start sends the rest. {shipper.problem}")
 
 
 def _describe_study(parent: RunFolder, prepared: PreparedStudy, facts: StudyFacts) -> None:
@@ -178,9 +204,7 @@ def describe_store(store: Path) -> str:
 def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:
     store_option = describe_store(store)
     if coordinator.is_interrupted:
-        return SweepSummary(
-            store, INTERRUPTED, "Stopped; nothing is lost. The same command goes on from the last finished epoch."
-        )
+        return SweepSummary(store, INTERRUPTED, STOPPED)
     if coordinator.standing.best_value is None:
         return SweepSummary(store, 1, "No trial is complete. The reasons are above; each run's log is in its folder.")
     return SweepSummary(

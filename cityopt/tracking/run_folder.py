@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Who may write to a folder: the token, and the process that has it (`started`: seconds since 1970)."""
+    """Who may write to a folder: the token, and the process that has it; `started` tells it from others of its pid."""
 
     token: str
     pid: int

@@ -135,4 +135,4 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -68,7 +68,7 @@ class Bench:
             ).run(parent)
 
         if life is None:
-            with open_parent(mlflow, config, facts) as (parent, shipper):
+            with open_parent(mlflow, config, facts, observer) as (parent, shipper):
                 run(parent, shipper)
             return executor
         parent_id = mlflow.open_parent(config.name)

@@ -33,7 +33,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """A run went on; `progress` holds the fields of `training.loop.Progress`. At most ten a second."""
+    """A run went on; `progress` holds the fields of `training.progress.Progress`. At most ten a second."""
 
     run_id: str
     progress: dict[str, Any]

@@ -20,6 +20,8 @@ from cityopt.search.executors.base import Answer, EpochDone, Event, Executor, Jo
 from cityopt.tracking.run_folder import begin_attempt, read_attempt
 
 _MAX_EARLY_DEATHS = 3
+_POISONS_WORKER = ("crash", "oom")
+"""Reasons after which a process may hold broken device state or memory: another one takes its slot."""
 
 
 class LocalExecutor(Executor):
@@ -103,7 +105,11 @@ class LocalExecutor(Executor):
         if kind == "epoch":
             return [EpochDone(run_id, message["epoch"], message["metrics"])]
         worker.job = None
-        return [JobEnded(run_id, **message)]
+        ended = JobEnded(run_id, **message)
+        if ended.outcome == "failed" and ended.reason in _POISONS_WORKER:
+            worker.kill()
+            self._workers[self._workers.index(worker)] = self._spawn(worker.slot)
+        return [ended]
 
     def _replace(self, worker: "_Worker") -> list[Event]:
         ending = worker.kill()
