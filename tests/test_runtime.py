@@ -106,7 +106,7 @@ def test_describe_environment_holds_versions_threads_and_device() -> None:
 
 
 def test_measure_memory_grows_when_a_block_is_touched() -> None:
+    block = np.empty(2**28, dtype=np.uint8)  # larger than what an allocator keeps for later: its pages are new
     before = runtime.measure_memory_gib()
-    block = np.ones(2**26, dtype=np.uint8)
-    assert 0.03 < runtime.measure_memory_gib() - before < 0.2
-    assert block.size == 2**26
+    block[:] = 1
+    assert 0.15 < runtime.measure_memory_gib() - before < 0.35

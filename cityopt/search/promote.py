@@ -19,6 +19,7 @@ from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
     MAX_STALLED,
+    describe_data,
     describe_run,
     end_shipping,
     on_interrupt,
@@ -218,8 +219,8 @@ class Promoter:
                 return replace_section(run, name=last["name"]), run_id
             self.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
-        tags = describe_run(run) | {
-            "cityopt.dataset_fingerprint": self.facts.fingerprint,
+        tags = describe_data(self.facts) | describe_run(run)
+        tags |= {
             "cityopt.trial": winner.number,
             "cityopt.trial_run": winner.run_id,
         }
@@ -294,7 +295,7 @@ class Promoter:
             Comparison(
                 "trials' holdout",
                 run.metric,
-                extra.get(f"trial/holdout/{tail}"),
+                extra.get(f"trial/holdout/{tail}", winner.value if run.data.size == self.config.data.size else None),
                 extra.get(f"promoted/holdout/{tail}"),
                 "the promoted model has trained on these images",
             ),
