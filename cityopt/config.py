@@ -399,6 +399,15 @@ def replace_settings(config: T, settings: Mapping[str, Any]) -> T:
     return validate(type(config), tree, origin=", ".join(settings))
 
 
+def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
+    """Return a study with the settings of one training in place. Raises ConfigError: they cannot stand together.
+
+    Its search is left out: what holds for all trials (a range, the pruner's epochs) need not hold beside these values.
+    """
+    search = SearchConfig(pruner=PrunerConfig(name="none"))
+    return replace_settings(study.model_copy(update={"search": search, "promotion": PromotionConfig()}), settings)
+
+
 def replace_section(section: T, **fields: Any) -> T:
     """Return a copy of a section with fields replaced, validated again. Raises ConfigError."""
     return validate(type(section), {**section.model_dump(), **fields}, origin=", ".join(fields))

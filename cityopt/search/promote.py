@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, replace_section, replace_settings
+from cityopt.config import ImageSet, RunConfig, StudyConfig, replace_section, replace_settings, settle_training
 from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
@@ -126,7 +126,7 @@ def build_promotion_config(
     store: Path,
 ) -> RunConfig:
     """Return the full training of a trial: its settings, then the study's `promotion.overrides`, then `--set`."""
-    full = replace_settings(config, {**winner.params, **config.promotion.overrides, **settings})
+    full = settle_training(config, {**winner.params, **config.promotion.overrides, **settings})
     return RunConfig(
         study=config.name,
         name="promotion",

@@ -6,7 +6,7 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, replace_section, replace_settings
+from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, replace_section, settle_training
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 
@@ -31,7 +31,7 @@ def build_trial_config(
     study: StudyConfig, facts: StudyFacts, number: int, settings: Mapping[str, Scalar], *, device: str, cache: Path
 ) -> RunConfig:
     """Return the run of trial `number`: the study's config with the trial's settings, its data and its anchors."""
-    config = replace_settings(study, settings)
+    config = settle_training(study, settings)
     return RunConfig(
         study=study.name,
         name=f"trial-{number:04d}",

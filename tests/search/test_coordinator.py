@@ -45,12 +45,12 @@ class Bench:
         self.config = make_config(name=f"study-{uuid.uuid4().hex[:12]}", **search)
         self.said: list[str] = []
 
-    def live(self, play, *, life: Life | None = None, trials: int | None = None) -> ScriptedExecutor:
+    def live(self, play, *, life: Life | None = None, trials: int | None = None, kind=MortalExecutor):
         """Run a coordinator to its end, or until its life is over (Killed)."""
         config = self.config if trials is None else make_trials(self.config, trials)
         storage = open_hasty(self.database, MortalStorage)
         study, facts = open_study(storage, config, FACTS)
-        mlflow, executor = MortalStore(self.store), MortalExecutor(play)
+        mlflow, executor = MortalStore(self.store), kind(play)
         observer = Observer()
         observer.say = self.said.append  # type: ignore[method-assign]
 
@@ -306,6 +306,55 @@ def test_interrupt_leaves_nothing_running_when_ctrl_c_comes_in_a_trial(bench):
     assert it.runs()["trial-0001"].info.status == "FINISHED"
     assert it.runs()["trial-0001"].data.tags["cityopt.state"] == "complete"
     assert it.curve("trial-0001") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+class Impatient(ScriptedExecutor):
+    """Somebody presses Ctrl-C before the worker has done anything."""
+
+    def poll(self, timeout_s):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+
+def test_attempts_are_forgiven_when_the_user_stopped_them(bench):
+    it = bench(trials=1)
+    for _ in range(5):
+        it.live(always(0.1, 0.2, 0.3), kind=Impatient)
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE]
+
+
+def test_trial_fails_as_crash_when_it_takes_its_coordinator_down_three_times(bench):
+    it = bench(trials=1)
+    for _ in range(3):
+        life = Life()
+
+        def die(config, attempt, life=life):
+            life.is_over = True
+            raise Killed
+
+        with pytest.raises(Killed):
+            it.live(die, life=life)
+    executor = it.live(always(0.1, 0.2, 0.3))
+    assert executor.jobs == [] and describe_trials(it.study, live=False)[0].reason == "crash"
+    assert it.runs()["trial-0000"].info.status == "FAILED"
+
+
+def test_trial_fails_alone_when_its_settings_clash(bench):
+    """Each of them may be; together they may not, and another trial may do better."""
+    space = {
+        "training.batch_size": {"type": "categorical", "choices": [4, 6]},
+        "training.accumulation": {"type": "categorical", "choices": [1, 4]},
+    }
+    it = bench(trials=8, space=space, training={"epochs": 3, "batch_size": 12}, sampler={"name": "random"})
+    it.live(always(0.1, 0.2, 0.3))
+    clashing = {t.number for t in it.study.trials if t.params == dict(zip(space, (6, 4), strict=True))}
+    assert 0 < len(clashing) < 8
+    for status in describe_trials(it.study, live=False):
+        expected = ("failed", "config") if status.number in clashing else ("complete", None)
+        assert (status.state, status.reason) == expected, (it.study.trials[status.number].params, it.said)
+    assert any("accumulation" in line for line in it.said)
+    assert {run.info.status for run in it.runs().values()} <= {"FINISHED", "FAILED"}
 
 
 def test_end_in_a_folder_is_told_when_a_coordinator_died_before_it_could(bench):

@@ -69,6 +69,11 @@ def test_settings_come_from_trial_then_overrides_then_options_when_promoted():
         build(config, {"training.epoch": 2})
 
 
+def test_schedule_may_be_shorter_than_the_pruners_when_promoted():
+    config = make_config(pruner={"name": "asha", "min_epochs": 4})
+    assert build(config, {"training.epochs": 1}).training.epochs == 1
+
+
 def test_promotion_trains_on_all_of_train_and_judges_on_all_of_val():
     run = build(make_config())
     assert (run.train_set.split, run.train_set.part) == ("train", "all")

@@ -122,6 +122,22 @@ def test_trial_and_holdout_rules_share_seed_and_cities_when_a_study_says_them():
         assert (rule.split, rule.seed, rule.holdout_fraction) == ("train", 9, 0.15)
 
 
+def test_settings_need_not_stand_beside_other_values_of_the_space_when_a_trial_is_built():
+    space = {
+        "training.batch_size": {"type": "categorical", "choices": [4, 6]},
+        "training.accumulation": {"type": "categorical", "choices": [1, 4]},
+    }
+    study = make_config(space=space, training={"batch_size": 12})
+
+    def build(batch_size, accumulation):
+        settings = {"training.batch_size": batch_size, "training.accumulation": accumulation}
+        return build_trial_config(study, FACTS, 0, settings, device="cpu", cache=Path("/cache")).training
+
+    assert (build(4, 4).accumulation, build(6, 1).batch_size) == (4, 6)
+    with pytest.raises(ConfigError, match="accumulation must divide batch_size"):
+        build(6, 4)
+
+
 def test_setting_that_cannot_be_is_refused_when_a_trial_is_built():
     with pytest.raises(ConfigError, match="freeze_depth"):
         build_trial_config(make_config(), FACTS, 0, {DEPTH: 6}, device="cpu", cache=Path("/cache"))
