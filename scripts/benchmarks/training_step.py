@@ -50,7 +50,7 @@ class Setup:
 def bench_training_step(*, quick: bool) -> list[Row]:
     """Measure a few steps of each side by turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    num_steps, rounds = (1, 1) if quick else (4, 11)
+    num_steps, rounds = (1, 1) if quick else (4, 25)
     setup = prepare_setup(device, num_steps)
     model = build_model(setup.model).to(device)
     sides = {
