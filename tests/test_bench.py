@@ -95,15 +95,15 @@ def test_alternate_takes_turns_and_drops_the_first(load: Load, monkeypatch: pyte
 def test_torchvision_peer_has_our_parameters(load: Load) -> None:
     peer, step = load("torchvision_peer"), load("training_step")
     config = step.replace_section(step.load_study("demo").model, anchors="default")
-    theirs = peer.build_torchvision(config, norm="group", size=(64, 128))
+    theirs = peer.build_torchvision(config, norm="batch", size=(64, 128))
     shapes = [
         sorted(tuple(parameter.shape) for parameter in model.parameters())
-        for model in (MaskRCNN(config, norm="group"), theirs)
+        for model in (MaskRCNN(config, norm="batch"), theirs)
     ]
     assert shapes[0] == shapes[1]
     anchors = theirs.rpn.anchor_generator.cell_anchors
     assert torch.allclose(
-        torch.stack(anchors), MaskRCNN(config, norm="group").rpn.cells, atol=0.5
+        torch.stack(anchors), MaskRCNN(config, norm="batch").rpn.cells, atol=0.5
     )  # theirs are rounded
 
 

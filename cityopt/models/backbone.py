@@ -10,7 +10,6 @@ Networks (1612.03144), section 3.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -83,14 +82,14 @@ class Backbone(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> list[Tensor]:
         """Return P2..P6 of normalised images; frozen stages record no graph."""
-        levels: OrderedDict[str, Tensor] = OrderedDict()
+        levels: list[Tensor] = []
         x = x_B3HW
         for number in range(5):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.freeze_depth):
                 x = self.body.run_stage(number, x)
             if number:
-                levels[str(number - 1)] = x
-        return list(self.fpn(levels).values())
+                levels.append(x)
+        return self._run_pyramid(levels)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, but for frozen stages: their norms keep their statistics."""
@@ -98,6 +97,16 @@ class Backbone(nn.Module):
         for module in self._frozen_modules():
             module.eval()
         return self
+
+    def _run_pyramid(self, levels: list[Tensor]) -> list[Tensor]:
+        """Do what `self.fpn(…)` does, but keep no part of a sum: a quarter of a gigabyte per image of 2048 x 1024."""
+        laterals, smooths = list(self.fpn.inner_blocks), list(self.fpn.layer_blocks)
+        inner = laterals.pop()(levels[-1])
+        outputs = [smooths.pop()(inner)]
+        for x in levels[-2::-1]:
+            inner = nn.functional.interpolate(inner, size=x.shape[-2:], mode="nearest").add_(laterals.pop()(x))
+            outputs.insert(0, smooths.pop()(inner))
+        return [*outputs, nn.functional.max_pool2d(outputs[-1], 1, stride=2)]
 
     def _frozen_modules(self) -> list[nn.Module]:
         return [module for stage in self.body.stages()[: self.freeze_depth] for module in stage]

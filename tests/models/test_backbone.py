@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -74,3 +76,18 @@ def test_statistics_freeze_with_their_stage(freeze_depth: int) -> None:
     assert moved == {"bn1", "layer1", "layer2", "layer3", "layer4"} - set(
         ["bn1", "layer1", "layer2", "layer3", "layer4"][:freeze_depth]
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (70, 130)])
+def test_pyramid_equals_torchvisions_own_forward(height: int, width: int) -> None:
+    backbone = build()
+    images = torch.rand(2, 3, height, width)
+    maps, x = OrderedDict(), images
+    for stage in range(5):
+        x = backbone.body.run_stage(stage, x)
+        if stage:
+            maps[f"C{stage + 1}"] = x
+    wanted = list(backbone.fpn(maps).values())
+    found = backbone(images)
+    assert len(found) == len(wanted) == 5
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
