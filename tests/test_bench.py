@@ -36,7 +36,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
         ("cached-input", ["cached-input", "cached-sample"]),
         ("training-step", ["train-step", "train-step-torchvision"]),
         ("coordinator", ["coordinator-trial-20", "coordinator-trial-30", "coordinator-growth"]),
-        ("validation-memory", ["validation-memory", "validation-memory-total"]),
+        ("validation-memory", ["validation-memory", "validation-memory-masks"]),
     ],
 )
 def test_bench_prints_one_json_document_when_quick(bench: str, rows: list[str]) -> None:
