@@ -227,6 +227,7 @@ class Promoter:
         run_id = self.mlflow.find_run(run.study, run.name) or self.mlflow.create_run(
             run.study, run.name, "promotion", tags
         )
+        self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
         self.study.set_user_attr(PROMOTIONS, [*known, entry])
         return run, run_id
