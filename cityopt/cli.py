@@ -228,7 +228,7 @@ def data_synth(
 def _load(
     study: str, settings: list[str] | None, name: str | None, seed: int | None, extra: dict[str, Any]
 ) -> "StudyConfig":
-    from cityopt.config import load_study
+    from cityopt.study_file import load_study
 
     options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
     return load_study(study, settings=settings or (), name=name, extra=options)
@@ -244,7 +244,7 @@ def _study_name(study: str, name: str | None) -> str:
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:
-    from cityopt.config import parse_setting
+    from cityopt.study_file import parse_setting
 
     return dict(parse_setting(setting) for setting in settings or ())
 

@@ -1,43 +1,22 @@
-"""Study YAML -> validated models: `extends`, `--set key=value`, and errors that name the key and the fix.
+"""The settings of a study and of a training: typed, documented, and checked where they are declared.
 
-A `StudyConfig` is what a YAML in `sweeps/` says. A `RunConfig` is one training of it, complete: a
-worker, a test or a notebook can train from it and nothing else. Keys are dotted paths
-(`training.learning_rate`) everywhere: in `--set`, in the search space and in baselines.
+A `StudyConfig` is what a YAML in `sweeps/` says (`study_file.py` reads it). A `RunConfig` is one training of it,
+complete: a worker, a test or a notebook can train from it and nothing else. Keys are dotted paths
+(`training.learning_rate`) everywhere (`settings.py`): in `--set`, in the search space and in baselines.
 """
 
-import difflib
-import re
-import types
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cityopt.errors import ConfigError
+from cityopt.settings import name_nearest, replace_settings, set_in_tree, validate
 
-T = TypeVar("T", bound="Section")
 _SEARCHED_DATA = ("data.hflip", "data.scale_jitter")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scalar = bool | int | float | str
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-5` is a number (YAML 1.1 wants `1.0e-5`), and a key given twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class Section(BaseModel):
@@ -245,6 +224,12 @@ class SearchConfig(Section):
     baselines: tuple[dict[str, Scalar], ...] = ()
     """Settings that are tried first, trial 0 before all."""
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _take_out(cls, space: Any) -> Any:
+        """Leave out what is null: so a study that extends another takes a dimension from its space."""
+        return {k: v for k, v in space.items() if v is not None} if isinstance(space, dict) else space
+
 
 class PromotionConfig(Section):
     """Full training of the winner: what differs from a trial."""
@@ -320,85 +305,6 @@ class RunConfig(Section):
     """Fingerprint that the dataset must have; null takes any."""
 
 
-def load_study(
-    source: str, *, settings: Iterable[str] = (), name: str | None = None, extra: Mapping[str, Any] | None = None
-) -> StudyConfig:
-    """Read a study from a name in `sweeps/` or a path to a YAML.
-
-    `settings` are `key=value` texts with values in YAML, `name` another name for the study, `extra`
-    dotted keys and values that come last (from options such as `--seed`).
-
-    Raises ConfigError: no such study, no YAML, unknown key, wrong type, impossible value.
-    """
-    path = find_study(source)
-    tree = _read_tree(path, seen=())
-    tree.setdefault("name", path.stem)
-    for setting in settings:
-        key, value = parse_setting(setting)
-        _set_in_tree(tree, key, value)
-    for key, value in (extra or {}).items():
-        _set_in_tree(tree, key, value)
-    if name is not None:
-        tree["name"] = name
-    return validate(StudyConfig, tree, origin=str(path))
-
-
-def find_study(source: str) -> Path:
-    """Return the YAML that `--study` means: a path as it is, a name from `sweeps/`."""
-    if source.endswith((".yaml", ".yml")) or "/" in source:
-        path = Path(source)
-        if not path.is_file():
-            raise ConfigError(f"`--study` must be a name or a YAML that exists, but there is no file {path}.")
-        return path
-    path = sweeps_folder() / f"{source}.yaml"
-    if path.is_file():
-        return path
-    names = sorted(p.stem for p in sweeps_folder().glob("*.yaml"))
-    raise ConfigError(
-        f"there is no study {source!r}.{_nearest(source, names)} "
-        f"Studies: {', '.join(names)}; or give the path of a YAML."
-    )
-
-
-def sweeps_folder() -> Path:
-    """Return the folder of the shipped studies: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent
-    inside = package / "sweeps"
-    return inside if inside.is_dir() else package.parent / "sweeps"
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as YAML, so `[256, 512]`, `true` and `null` work.
-
-    Raises ConfigError: no `=`, or a value that is no YAML.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"`--set` takes key=value, but got {text!r}. Example: --set training.epochs=6")
-    try:
-        return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of `--set {text}` is no YAML: {error}") from error
-
-
-def validate(model: type[T], tree: Mapping[str, Any], *, origin: str) -> T:
-    """Turn a tree into a config model. Raises ConfigError that names key, value, origin and the nearest valid key."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(model, dict(item), origin) for item in error.errors())) from error
-
-
-def replace_settings(config: T, settings: Mapping[str, Any]) -> T:
-    """Return a copy of a config with dotted keys replaced, validated again. Raises ConfigError."""
-    if not settings:
-        return config
-    tree = config.model_dump()
-    for key, value in settings.items():
-        _set_in_tree(tree, key, value)
-    return validate(type(config), tree, origin=", ".join(settings))
-
-
 def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
     """Return a study with the settings of one training in place. Raises ConfigError: they cannot stand together.
 
@@ -406,21 +312,6 @@ def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyCon
     """
     search = SearchConfig(pruner=PrunerConfig(name="none"))
     return replace_settings(study.model_copy(update={"search": search, "promotion": PromotionConfig()}), settings)
-
-
-def replace_section(section: T, **fields: Any) -> T:
-    """Return a copy of a section with fields replaced, validated again. Raises ConfigError."""
-    return validate(type(section), {**section.model_dump(), **fields}, origin=", ".join(fields))
-
-
-def list_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> list[str]:
-    """Return every dotted key of a config model."""
-    keys = []
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        section = _section_of(field.annotation)
-        keys.extend([key] if section is None else [key, *list_keys(section, f"{key}.")])
-    return keys
 
 
 def _check_warmup(study: StudyConfig) -> None:
@@ -469,7 +360,7 @@ def _check_settings(study: StudyConfig, where: str, settings: Mapping[str, Any])
         if not key.startswith(("model.", "training.", "data.")):
             raise ValueError(f"`{where}` takes keys of data, model and training, but got {key!r}")
         try:
-            _set_in_tree(tree, key, value)
+            set_in_tree(type(study), tree, key, value)
         except ConfigError as error:
             raise ValueError(f"`{where}`: {error}") from error
     for name, section in tree.items():
@@ -484,91 +375,7 @@ def _check_baseline(study: StudyConfig, number: int, baseline: Mapping[str, Scal
     space = study.search.space
     for key, value in baseline.items():
         if key not in space:
-            raise ValueError(f"baseline {number} sets {key!r}, which `search.space` lacks.{_nearest(key, space)}")
+            raise ValueError(f"baseline {number} sets {key!r}, which `search.space` lacks.{name_nearest(key, space)}")
         if not space[key].admits(value):
             raise ValueError(f"baseline {number} must lie in the search space, but got {key}={value!r}")
     _check_settings(study, f"search.baselines.{number}", baseline)
-
-
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"`extends` runs in a circle at {path}.")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, but holds {type(tree).__name__}.")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    local = path.with_name(f"{base}.yaml")
-    base_path = local if local.is_file() else find_study(str(base))
-    merged = _merge(_read_tree(base_path, (*seen, path.resolve())), tree)
-    merged["name"] = tree.get("name", path.stem)
-    return merged
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two trees, `over` first. In a search space a null takes a dimension out."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-            if key == "space":
-                merged[key] = {k: v for k, v in merged[key].items() if v is not None}
-        else:
-            merged[key] = value
-    return merged
-
-
-def _set_in_tree(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Keys of mappings whose own keys hold dots (space, overrides) match the longest one."""
-    valid = list_keys()
-    open_maps = ("search.space.", "promotion.overrides.")
-    if key not in valid and not key.startswith(open_maps):
-        leaves = [k for k in valid if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        hint = f" Did you mean {leaves[0]!r}?" if leaves else _nearest(key, valid)
-        raise ConfigError(f"there is no config key {key!r}.{hint}")
-    parts = key.split(".")
-    if key.startswith("promotion.overrides."):
-        parts = ["promotion", "overrides", key.removeprefix("promotion.overrides.")]
-    elif key.startswith("search.space."):
-        name, _, leaf = key.removeprefix("search.space.").rpartition(".")
-        parts = ["search", "space", name, leaf] if leaf in Dimension.model_fields else [*parts[:2], f"{name}.{leaf}"]
-    for part in parts[:-1]:
-        if not isinstance(tree.get(part), dict):
-            tree[part] = {}
-        tree[part] = dict(tree[part])
-        tree = tree[part]
-    if len(parts) == 3 and parts[:2] == ["search", "space"] and value is None:
-        tree.pop(parts[-1], None)
-    else:
-        tree[parts[-1]] = value
-
-
-def _describe(model: type[BaseModel], item: dict[str, Any], origin: str) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        if item["loc"][:2] == ("search", "space"):
-            return f"unknown key {key!r} ({origin}).{_nearest(str(item['loc'][-1]), Dimension.model_fields)}"
-        siblings = [k for k in list_keys(model) if k.count(".") == key.count(".")]
-        return f"unknown key {key!r} ({origin}).{_nearest(key, siblings or list_keys(model))}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not key:
-        return f"{message} ({origin})."
-    given = "" if isinstance(item["input"], dict | BaseModel) else f", but got {item['input']!r}"
-    return f"`{key}`: {message}{given} ({origin})."
-
-
-def _nearest(word: str, valid: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
-    return f" Did you mean {found[0]!r}?" if found else ""
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((s for a in get_args(annotation) if (s := _section_of(a)) is not None), None)
-    return None

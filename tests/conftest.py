@@ -1,9 +1,12 @@
-"""A store of the study `tests/studies/tiny.yaml` with all that takes long and is the same each time, made once."""
+"""What many tests start from: a study's YAML, and a store of `tests/studies/tiny.yaml` made once."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 TINY = Path(__file__).parent / "studies" / "tiny.yaml"
 
@@ -11,10 +14,10 @@ TINY = Path(__file__).parent / "studies" / "tiny.yaml"
 @pytest.fixture(scope="session")
 def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes, decoded images, and both databases with tables and nothing in them. Copy it, do not write to it."""
-    from cityopt.config import load_study
     from cityopt.search.observer import Observer
     from cityopt.search.preparation import prepare_study
     from cityopt.search.study import open_storage
+    from cityopt.study_file import load_study
     from cityopt.tracking.mlflow_store import MlflowStore
 
     store = tmp_path_factory.mktemp("template") / "store"
@@ -29,3 +32,15 @@ def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(template_store: Path, tmp_path: Path) -> Path:
     """A store to write to."""
     return Path(shutil.copytree(template_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Callable[..., str]:
+    """Write a study's YAML, from its text or its tree, and return its path."""
+
+    def write(content: Any, name: str = "street.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return str(path)
+
+    return write

@@ -7,7 +7,7 @@ import pytest
 import typer.main
 
 from cityopt.cli import app
-from cityopt.config import load_study, sweeps_folder
+from cityopt.study_file import load_study, sweeps_folder
 
 README = sweeps_folder().parent / "README.md"
 STUDIES = sorted(sweeps_folder().glob("*.yaml"))

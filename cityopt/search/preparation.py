@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cityopt.config import StudyConfig, SyntheticConfig, replace_settings
+from cityopt.config import StudyConfig, SyntheticConfig
 from cityopt.data.anchors import choose_anchors
 from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import FrameFacts, check_root
@@ -20,6 +20,7 @@ from cityopt.data.targets import find_instances
 from cityopt.errors import DataError
 from cityopt.search.observer import Observer
 from cityopt.search.space import training_subset, trial_holdout
+from cityopt.settings import replace_settings
 from cityopt.training.dataset import Survey, pick_facts, survey_dataset
 
 SYNTHETIC = "synthetic"

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, replace_section, replace_settings, settle_training
+from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
 from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
@@ -33,6 +33,7 @@ from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, check_begun, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, open_store
 from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
+from cityopt.settings import replace_section, replace_settings
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
     CHAMPION,

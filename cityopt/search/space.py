@@ -6,9 +6,10 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, replace_section, settle_training
+from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, settle_training
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
+from cityopt.settings import replace_section
 
 
 def sample_settings(trial: optuna.trial.BaseTrial, space: Mapping[str, Dimension]) -> dict[str, Scalar]:

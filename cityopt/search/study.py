@@ -21,11 +21,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from cityopt.config import StudyConfig, validate
+from cityopt.config import StudyConfig
 from cityopt.errors import StoreError, StudyError
 from cityopt.search.facts import StudyFacts
 from cityopt.search.pruning import build_pruner
 from cityopt.search.sampling import build_sampler
+from cityopt.settings import validate
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = ("search.trials", "data.root", "data.num_workers", "data.synthetic", "promotion")

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cityopt.config import RunConfig, validate
+from cityopt.config import RunConfig
 from cityopt.errors import ConfigError, TrainingError, WeightsError
 from cityopt.models.build import SegmentationModel, build_model
 from cityopt.runtime import capture_rng
+from cityopt.settings import validate
 
 FORMAT = "cityopt-checkpoint-1"
 

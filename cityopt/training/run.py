@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from cityopt.config import RunConfig, validate
+from cityopt.config import RunConfig
 from cityopt.data.loaders import build_loader
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.evaluation.coco_ap import metric_names
@@ -33,6 +33,7 @@ from cityopt.runtime import (
     seed_everything,
     set_threads,
 )
+from cityopt.settings import validate
 from cityopt.tracking.run_folder import BEST, LAST, Tracker
 from cityopt.training.checkpoint import (
     EpochRecord,

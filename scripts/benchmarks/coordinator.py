@@ -15,7 +15,6 @@ from optuna.samplers import TPESampler
 
 from benchmarks.measuring import Bound, Row
 from benchmarks.null_executor import NullExecutor, invent_metrics
-from cityopt.config import load_study
 from cityopt.data.anchors import default_anchors
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.facts import StudyFacts
@@ -23,6 +22,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.space import sample_settings
 from cityopt.search.study import open_storage, open_study
 from cityopt.search.sweep import open_parent
+from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 

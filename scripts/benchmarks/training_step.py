@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Bound, Row, alternate
 from benchmarks.torchvision_peer import build_torchvision, build_torchvision_targets
-from cityopt.config import ModelConfig, TrainingConfig, load_study, replace_section
+from cityopt.config import ModelConfig, TrainingConfig
 from cityopt.data.cache import open_cache
 from cityopt.data.cityscapes import index_split
 from cityopt.data.loaders import Batch, build_loader
@@ -29,6 +29,8 @@ from cityopt.models.build import build_model
 from cityopt.models.segmentation_model import SegmentationModel
 from cityopt.models.weights import find_norm
 from cityopt.runtime import repeatable, seed_everything
+from cityopt.settings import replace_section
+from cityopt.study_file import load_study
 from cityopt.training.loop import choose_precision, move_batch, train_epoch
 from cityopt.training.optim import build_optimizer
 

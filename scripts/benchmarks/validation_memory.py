@@ -20,12 +20,13 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from benchmarks.measuring import Bound, Row
-from cityopt.config import load_study, replace_section
 from cityopt.data.cache import ImageCache
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.models.mask_rcnn import MaskRCNN
 from cityopt.models.masks import Prediction
 from cityopt.runtime import GIB, measure_memory_gib, seed_everything
+from cityopt.settings import replace_section
+from cityopt.study_file import load_study
 
 DETECTIONS = 100
 SIDES = ("network", "ours", "peer")

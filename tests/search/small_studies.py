@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 
-from cityopt.config import StudyConfig, validate
+from cityopt.config import StudyConfig
 from cityopt.search.facts import StudyFacts
 from cityopt.search.sampling import build_sampler
 from cityopt.search.space import sample_settings
+from cityopt.settings import validate
 
 RATE, DECAY, DEPTH = "training.learning_rate", "training.weight_decay", "model.freeze_depth"
 OPTIMIZER, MOMENTUM = "training.optimizer", "training.momentum"

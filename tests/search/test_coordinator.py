@@ -111,7 +111,7 @@ class Bench:
 
 
 def make_trials(config, trials):
-    from cityopt.config import replace_settings
+    from cityopt.settings import replace_settings
 
     return replace_settings(config, {"search.trials": trials})
 

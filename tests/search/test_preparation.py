@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cityopt.config import SyntheticConfig, load_study, replace_settings
+from cityopt.config import SyntheticConfig
 from cityopt.errors import DataError
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import choose_root, make_scenes, prepare_study
+from cityopt.settings import replace_settings
+from cityopt.study_file import load_study
 
 TINY = Path(__file__).parents[1] / "studies" / "tiny.yaml"
 SMALL = SyntheticConfig(num_images=4, size=(64, 128), seed=1)

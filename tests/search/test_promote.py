@@ -7,10 +7,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from small_studies import DECAY, FACTS, RATE, make_config
 
-from cityopt.config import replace_settings
 from cityopt.errors import ConfigError, StudyError
 from cityopt.search.promote import build_promotion_config, judge_challenger, pick_winner
 from cityopt.search.status import TrialStatus
+from cityopt.settings import replace_settings
 from cityopt.tracking.mlflow_registry import ModelVersion
 
 TAGS = {

@@ -11,7 +11,6 @@ import pytest
 from optuna.trial import TrialState
 from small_studies import DECAY, DEPTH, FACTS, FLAT, RATE, make_config
 
-from cityopt.config import replace_settings
 from cityopt.errors import StoreError, StudyError
 from cityopt.search.study import (
     describe_differences,
@@ -23,6 +22,7 @@ from cityopt.search.study import (
     open_store,
     open_study,
 )
+from cityopt.settings import replace_settings
 
 
 @pytest.fixture(scope="module")

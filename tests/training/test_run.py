@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from cityopt.config import RunConfig, replace_settings
+from cityopt.config import RunConfig
 from cityopt.data.anchors import default_anchors
 from cityopt.errors import ConfigError, DataError, TrainingError
+from cityopt.settings import replace_settings
 from cityopt.tracking.run_folder import NullTracker, RunFolder, read_records
 from cityopt.training import run as run_module
 from cityopt.training.checkpoint import load_checkpoint, load_model

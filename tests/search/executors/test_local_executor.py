@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cityopt.config import RunConfig, load_study, replace_settings
+from cityopt.config import RunConfig
 from cityopt.errors import StoreError
 from cityopt.search.executors.base import EpochDone, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.executors.local import LocalExecutor, read_start_time
@@ -18,6 +18,8 @@ from cityopt.search.observer import Observer
 from cityopt.search.preparation import cache_folder, prepare_study
 from cityopt.search.space import build_trial_config
 from cityopt.search.sweep import build_facts
+from cityopt.settings import replace_settings
+from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import begin_attempt, read_attempt, read_records
 
 PATIENCE_S = 240
