@@ -26,6 +26,10 @@ class DataError(CityoptError):
     """The dataset is missing or broken: no root, no label, wrong size, truncated or impossible file."""
 
 
+class EvaluationError(CityoptError):
+    """Predictions cannot be scored: an image twice or missing, another size, ids or masks that cannot be."""
+
+
 class WeightsError(CityoptError):
     """Pretrained weights or a checkpoint cannot be had or do not fit the model."""
 

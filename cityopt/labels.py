@@ -62,6 +62,12 @@ LABELS: tuple[Label, ...] = (
 
 BY_NAME: dict[str, Label] = {label.name: label for label in LABELS}
 
+CATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(label.category for label in LABELS))
+"""The eight categories; a category's place is its official id, and 0 is void."""
+
+EVALUATED_LABELS: tuple[Label, ...] = tuple(label for label in LABELS if not label.ignore_in_eval)
+"""The 19 classes that the semantic protocol averages; pixels of the others, void and its like, do not count."""
+
 # Caravans and trailers are counted one by one in the rasters, but no protocol evaluates them.
 THING_LABELS: tuple[Label, ...] = tuple(label for label in LABELS if label.has_instances and not label.ignore_in_eval)
 THING_NAMES: tuple[str, ...] = tuple(label.name for label in THING_LABELS)
