@@ -2,7 +2,7 @@
 
 from cityscapesscripts.helpers.labels import labels as official_labels
 
-from cityopt.labels import BY_NAME, CLASS_OF_ID, LABELS, THING_LABELS, THING_NAMES
+from cityopt.labels import BY_NAME, CATEGORIES, CLASS_OF_ID, EVALUATED_LABELS, LABELS, THING_LABELS, THING_NAMES
 
 
 def test_labels_equal_the_official_table_in_official_order() -> None:
@@ -23,3 +23,13 @@ def test_class_of_id_counts_from_one_and_leaves_out_caravan_and_trailer() -> Non
 
 def test_by_name_finds_every_label() -> None:
     assert {name: label.id for name, label in BY_NAME.items()} == {x.name: x.id for x in official_labels}
+
+
+def test_categories_stand_at_their_official_ids() -> None:
+    assert dict(enumerate(CATEGORIES)) == {x.categoryId: x.category for x in official_labels}
+
+
+def test_evaluated_labels_are_the_19_official_ones_in_order_of_their_training_ids() -> None:
+    official = sorted((x.trainId, x.name) for x in official_labels if not x.ignoreInEval)
+    assert [(label.train_id, label.name) for label in EVALUATED_LABELS] == official
+    assert len(official) == 19

@@ -197,13 +197,13 @@ def paint_prediction(prediction: "Prediction", *, score: float = 0.5) -> NDArray
 
     Where masks overlap the best score is seen, the earlier one of equals.
     """
-    from pycocotools import mask as rle_mask
+    from hotcoco import mask as rle_mask
 
     painted = np.zeros(prediction.size, dtype=np.uint8)
     order = np.argsort(-prediction.scores, kind="stable")
     for index in order[prediction.scores[order] >= score][::-1].tolist():
-        code = prediction.masks[index]
-        left, top, width, height = rle_mask.toBbox(code).astype(int).tolist()
+        code = dict(prediction.masks[index])
+        left, top, width, height = (int(edge) for edge in rle_mask.to_bbox(code))
         window = np.s_[top : top + height, left : left + width]
         label = THING_LABELS[int(prediction.classes[index]) - 1]
         painted[window][rle_mask.decode(code)[window] > 0] = label.id

@@ -22,6 +22,7 @@ BENCHES = {
     "training-step": ("training_step", "bench_training_step"),
     "coordinator": ("coordinator", "bench_coordinator"),
     "validation-memory": ("validation_memory", "bench_validation_memory"),
+    "semantic-confusion": ("semantic_confusion", "bench_semantic_confusion"),
 }
 """Names, and the module and function of each; a module is imported when its turn comes."""
 
