@@ -37,6 +37,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
         ("training-step", ["train-step", "train-step-torchvision"]),
         ("coordinator", ["coordinator-trial-20", "coordinator-trial-30", "coordinator-growth"]),
         ("validation-memory", ["validation-memory", "validation-memory-masks"]),
+        ("semantic-confusion", ["semantic-confusion", "semantic-confusion-noise"]),
+        ("coco-segm", ["coco-segm", "coco-evaluator"]),
     ],
 )
 def test_bench_prints_one_json_document_when_quick(bench: str, rows: list[str]) -> None:

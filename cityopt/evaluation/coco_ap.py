@@ -73,9 +73,9 @@ class CocoEvaluator:
         number = len(self._image_ids)
         height, width = raster.shape
         images = [{"id": number, "height": height, "width": width}]
-        annotations = [{**annotation, "image_id": number} for annotation in self._annotate(raster)]
+        annotations = list(self.annotate(raster, number))
         for kind, stream in self._streams.items():
-            stream.update(images, annotations, _describe(prediction, number, kind))
+            stream.update(images, annotations, describe_results(prediction, number, kind))
 
     def summarize(self) -> dict[str, float]:
         """Return every metric of `metric_names` in [0, 1]; NaN where there is no ground truth to find.
@@ -92,7 +92,8 @@ class CocoEvaluator:
                 self._results |= _summarize(f"coco/{kind}", precision, self.class_names)
         return dict(self._results)
 
-    def _annotate(self, raster: NDArray[Any]) -> Iterator[dict[str, Any]]:
+    def annotate(self, raster: NDArray[Any], image_number: int) -> Iterator[dict[str, Any]]:
+        """Yield COCO's annotations of a raw instanceIds raster `(H, W)`; ids count on over all images."""
         from hotcoco import mask
 
         for class_index, is_crowd, counts in find_runs(raster):
@@ -101,6 +102,7 @@ class CocoEvaluator:
             self._num_annotations += 1
             yield {
                 "id": self._num_annotations,
+                "image_id": image_number,
                 "category_id": class_index,
                 "iscrowd": int(is_crowd),
                 "area": float(mask.area(rle)),
@@ -136,7 +138,7 @@ def find_runs(raster: NDArray[Any]) -> Iterator[tuple[int, bool, list[int]]]:
         yield class_index, value < 1000, np.diff(edges, prepend=0, append=column_major.size).tolist()
 
 
-def _describe(prediction: "Prediction", image_number: int, kind: str) -> list[dict[str, Any]]:
+def describe_results(prediction: "Prediction", image_number: int, kind: str) -> list[dict[str, Any]]:
     """Return COCO results with either masks or boxes: with both, the area of a mask would be taken from its box."""
     classes, scores = prediction.classes.tolist(), prediction.scores.tolist()
     results = [

@@ -23,6 +23,7 @@ BENCHES = {
     "coordinator": ("coordinator", "bench_coordinator"),
     "validation-memory": ("validation_memory", "bench_validation_memory"),
     "semantic-confusion": ("semantic_confusion", "bench_semantic_confusion"),
+    "coco-segm": ("coco_segm", "bench_coco_segm"),
 }
 """Names, and the module and function of each; a module is imported when its turn comes."""
 

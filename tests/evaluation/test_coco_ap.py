@@ -256,3 +256,46 @@ def test_metric_names_need_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_evaluator_equals_pycocotools_when_all_hard_cases_come_together(seed):
+    """Crowds, images without objects or without predictions, more than 100 of a class, ties across the cut at 100."""
+    rng = np.random.default_rng(100 + seed)
+    size = (60, 90)
+    crowded, many = make_scene(rng, size, 25, 260)
+    many.classes[:230] = rng.choice([1, 3], 230, p=[0.3, 0.7])
+    many.scores[:] = np.sort(rng.choice([0.2, 0.4, 0.6, 0.8], 260))[::-1]
+    crowded[:20, :30], crowded[40:, 60:] = 26, 24
+    empty, found_in_empty = make_scene(rng, size, 0, 15)
+    missed, _ = make_scene(rng, size, 12, 0)
+    scenes = [
+        (empty, found_in_empty),
+        (crowded, many),
+        (missed, make_prediction(size, [], [], [])),
+        make_scene(rng, size, 15, 40),
+    ]
+    own = np.sort(many.scores[many.classes == 3])[::-1]
+    assert len(own) > 100 and own[99] == own[100]
+    assert {26, 24} <= set(crowded[crowded < 1000].tolist())
+    assert_same(scenes)
+
+
+def test_evaluator_drops_what_is_beyond_100_of_a_class_and_image_when_scores_tie():
+    raster = np.zeros((40, 50), np.uint16)
+    raster[10:30, 5:45] = 26000
+    wrong, right = np.zeros_like(raster, bool), raster == 26000
+    wrong[:5, :5] = True
+    for place, found in ((99, True), (100, False)):  # from 0
+        masks = [wrong] * place + [right] + [wrong] * (110 - place)
+        ours = assert_same([(raster, make_prediction((40, 50), masks, [3] * 111, [0.5] * 111))])
+        assert (ours["coco/segm/ap"] > 0) == found
+
+
+def test_annotations_are_counted_from_one_over_all_images():
+    """With pycocotools' rule an annotation 0 could not be found."""
+    raster = np.zeros((20, 30), np.uint16)
+    raster[2:6, 2:9], raster[10:15, 3:20], raster[16:, 20:] = 26000, 24001, 24
+    evaluator = CocoEvaluator()
+    found = [annotation["id"] for number in (1, 2) for annotation in evaluator.annotate(raster, number)]
+    assert found == [1, 2, 3, 4, 5, 6]
