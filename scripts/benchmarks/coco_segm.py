@@ -34,7 +34,7 @@ CATEGORIES = [{"id": index, "name": name} for index, name in enumerate(THING_NAM
 
 def bench_coco_segm(*, quick: bool) -> list[Row]:
     """Measure the engine and the evaluator on the same random scenes."""
-    num_images, rounds = (20, 1) if quick else (500, 5)
+    num_images, rounds = (20, 1) if quick else (500, 3)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng) for _ in range(min(NUM_SCENES, num_images))]
     images = [scenes[number % len(scenes)] for number in range(num_images)]
@@ -46,7 +46,7 @@ def bench_coco_segm(*, quick: bool) -> list[Row]:
             "ours": lambda: run_evaluator(images),
             "peer": lambda: [run_pycocotools(images, annotations, kind) for kind in KINDS],
         },
-        rounds=min(rounds, 3),
+        rounds=min(rounds, 2),
     )
     return [
         _count("coco-segm", engine, num_images, unit, Bound("ratio", ">=", 5)),

@@ -28,7 +28,7 @@ Scene = tuple[NDArray[np.uint16], NDArray[np.uint8]]
 
 def bench_semantic_confusion(*, quick: bool) -> list[Row]:
     """Measure both kinds of predictions on the same synthetic scenes."""
-    num_images, rounds = (2, 1) if quick else (10, 9)
+    num_images, rounds = (4, 1) if quick else (12, 7)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic(Path(folder), num_images=num_images, size=FULL, seed=0)
