@@ -19,6 +19,8 @@ NUM_IDS = max(label.id for label in LABELS) + 1
 INSTANCE_IDS = frozenset(label.id for label in LABELS if label.has_instances)
 TRAIN_VOID = 255
 NUM_TRAIN_IDS = 19
+NOISE = 0.3
+"""Runs per pixel above which runs cost more than they save."""
 # Column of a label's training id, 0 for labels without one, whose rows never count.
 TRAIN_IDS = np.array([0 if label.ignore_in_eval else label.train_id for label in LABELS if label.id >= 0])
 IGNORED = np.array([label.ignore_in_eval for label in LABELS if label.id >= 0])
@@ -65,16 +67,15 @@ def find_label_ids(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _find_runs(
     truth: NDArray[Any], predicted: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return both values and the length of each run of pixels in which neither changes."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return both values and the length of each run of pixels in which neither changes; each pixel in noise."""
     changes = truth[1:] != truth[:-1]
     changes |= predicted[1:] != predicted[:-1]
+    if np.count_nonzero(changes) > truth.size * NOISE:
+        return truth.astype(np.int64), predicted.astype(np.int64), None
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    return (
-        truth[starts].astype(np.int64),
-        predicted[starts].astype(np.int64),
-        np.diff(starts, append=truth.size),
-    )
+    lengths = np.diff(starts, append=truth.size)
+    return truth[starts].astype(np.int64), predicted[starts].astype(np.int64), lengths
 
 
 def _check_map(what: str, pixels: NDArray[Any], error: type[CityoptError]) -> None:

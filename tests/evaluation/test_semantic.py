@@ -42,7 +42,7 @@ def make_scene(rng, shape=(37, 53)):
     predicted = np.roll(to_ids(raster), rng.integers(-3, 4, 2), (0, 1))
     for _ in range(rng.integers(0, 12)):
         predicted[draw_rectangle(rng, shape)] = rng.choice(IDS)
-    noisy = rng.random(shape) < rng.choice([0, 0.05])
+    noisy = rng.random(shape) < rng.choice([0, 0.05, 0.9])
     predicted[noisy] = rng.choice(IDS, noisy.sum())
     predicted[0, 0] = 33  # never a map of training ids
     return raster, predicted
