@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from cityopt.errors import StoreError
-from cityopt.tracking.run_folder import Record
+from cityopt.tracking.run_folder import Record, link_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -196,7 +195,8 @@ class MlflowStore:
         """
         folder = self.artifact_folder(run_id)
         if folder is not None:
-            _link(source, folder / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            link_atomically(source, folder / name)
             return
         with translate_errors(f"upload {source}"):
             self.client.log_artifact(run_id, str(source), str(Path(name).parent) if "/" in name else None)
@@ -293,20 +293,6 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.samefile(source):  # renaming one link of a file to another would do nothing
-        return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        partial.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
 
 
 def _shorten(value: object) -> str:

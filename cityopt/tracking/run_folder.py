@@ -19,6 +19,7 @@ NaN and infinities are stored as the texts "NaN", "Infinity" and "-Infinity", si
 import json
 import math
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -93,6 +94,13 @@ class Tracker(ABC):
         self._write_file(path, content.encode() if isinstance(content, str) else content)
 
     @abstractmethod
+    def check_attempt(self) -> None:
+        """Check that this attempt may still write; to be called before anything else is put into `folder`.
+
+        Raises StaleAttemptError: another attempt has taken the run over.
+        """
+
+    @abstractmethod
     def read_records(self) -> list[Record]:
         """Return what `log_metrics` recorded, in that order."""
 
@@ -113,6 +121,9 @@ class NullTracker(Tracker):
     def folder(self) -> None:
         """Return None."""
         return
+
+    def check_attempt(self) -> None:
+        """Find nothing against it."""
 
     def read_records(self) -> list[Record]:
         """Return nothing."""
@@ -137,7 +148,7 @@ class RunFolder(Tracker):
         path.mkdir(parents=True, exist_ok=True)
         if read_attempt(path) is None:
             begin_attempt(path, token)
-        self._check_attempt()
+        self.check_attempt()
 
     @property
     def folder(self) -> Path:
@@ -152,14 +163,23 @@ class RunFolder(Tracker):
         """Return the params; a value that is no number, text, list or null is a text."""
         return read_json(self._path / PARAMS) or {}
 
+    def check_attempt(self) -> None:
+        """Read who has the folder. Raises StaleAttemptError: another attempt."""
+        attempt = read_attempt(self._path)
+        if attempt is None or attempt.token != self._token:
+            raise StaleAttemptError(
+                f"only the latest attempt may write to {self._path}, but another one has taken it over. "
+                "End this process; the run goes on in the other."
+            )
+
     def _write_params(self, params: dict[str, Any]) -> None:
-        self._check_attempt()
+        self.check_attempt()
         known = self.read_params()
         if params.keys() - known.keys():
             write_json(self._path / PARAMS, {**params, **known})
 
     def _write_record(self, record: Record) -> None:
-        self._check_attempt()
+        self.check_attempt()
         if self._recorded is None:
             self._recorded = {(old.step, name) for old in self.read_records() for name in old.metrics}
         fresh = {name: v for name, v in record.metrics.items() if (record.step, name) not in self._recorded}
@@ -171,18 +191,10 @@ class RunFolder(Tracker):
         self._recorded |= {(record.step, name) for name in fresh}
 
     def _write_file(self, name: PurePosixPath, content: bytes) -> None:
-        self._check_attempt()
+        self.check_attempt()
         path = self._path / ARTIFACTS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-
-    def _check_attempt(self) -> None:
-        attempt = read_attempt(self._path)
-        if attempt is None or attempt.token != self._token:
-            raise StaleAttemptError(
-                f"only the latest attempt may write to {self._path}, but another one has taken it over. "
-                "End this process; the run goes on in the other."
-            )
 
 
 def begin_attempt(folder: Path, token: str, pid: int | None = None, started: float | None = None) -> None:
@@ -251,6 +263,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def link_atomically(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, whole or not at all; a copy where the file system has no links."""
+    if target.exists() and target.samefile(source):  # renaming one link of a file to another would do nothing
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def _append_line(path: Path, line: bytes) -> None:

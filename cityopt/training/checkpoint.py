@@ -7,8 +7,7 @@ at all, and read with `weights_only`: a checkpoint can hold numbers and text, ne
 
 import os
 import pickle
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,11 @@ def save_checkpoint(
     state: TrainingState,
     config: RunConfig,
     environment: Mapping[str, str],
+    may_replace: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a checkpoint whole or not at all.
+
+    `may_replace` is called when all is written and nothing has changed yet: what it raises leaves the file as it was.
 
     Raises TrainingError `disk`: the disk is full or the folder cannot be written; an earlier file stays as it was.
     """
@@ -71,32 +73,21 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    partial = _partial(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        may_replace()
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch reports a failed write its own way
         if not isinstance(cause, OSError):
             raise
-        partial.unlink(missing_ok=True)
         raise TrainingError("disk", f"the checkpoint {path} must be written, but {cause}. Free some space.") from error
-
-
-def link_checkpoint(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
-    if target.exists() and target.samefile(source):
-        return
-    partial = _partial(target)
-    partial.unlink(missing_ok=True)
-    try:
-        partial.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -133,7 +124,3 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
     except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path} does not fit this version of cityopt: {error}") from error
     return model.eval(), config
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -34,11 +34,10 @@ from cityopt.runtime import (
     set_threads,
 )
 from cityopt.settings import validate
-from cityopt.tracking.run_folder import BEST, LAST, Tracker
+from cityopt.tracking.run_folder import BEST, LAST, Tracker, link_atomically
 from cityopt.training.checkpoint import (
     EpochRecord,
     TrainingState,
-    link_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -89,6 +88,7 @@ def run_training(
         DataError: The dataset is missing, broken or another one, or the objective has no value on it.
         WeightsError: Pretrained weights cannot be had.
         TrainingError: `nan`, `oom` or `disk`.
+        StaleAttemptError: another attempt has taken the run over.
     """
     check_objective(config.metric)
     device = resolve_device(config.device)
@@ -256,7 +256,7 @@ class Trainer:
         restore_rng(content["rng"])
         self.state = content["state"]
         if self._keeps_epoch():
-            link_checkpoint(last, last.with_name(BEST))
+            link_atomically(last, last.with_name(BEST))
         for record in self.state.history:
             self._log(record)  # the tracker keeps what it has: only what is missing is added, under its old time
 
@@ -271,9 +271,10 @@ class Trainer:
             state=self.state,
             config=self.config,
             environment=self.environment,
+            may_replace=self.tracker.check_attempt,
         )
         if self._keeps_epoch():
-            link_checkpoint(last, last.with_name(BEST))
+            link_atomically(last, last.with_name(BEST))
 
     def _keeps_epoch(self) -> bool:
         """Say whether the last epoch's checkpoint is, so far, the run's result (`best.pt`)."""

@@ -13,6 +13,7 @@ from cityopt.tracking.run_folder import (
     StaleAttemptError,
     Status,
     begin_attempt,
+    link_atomically,
     read_attempt,
     read_records,
     read_status,
@@ -90,6 +91,7 @@ def test_writing_is_refused_when_another_attempt_has_the_folder(tmp_path: Path) 
         lambda: stale.log_metrics({"a": 1.0}, step=2),
         lambda: stale.log_params({"a": 1}),
         lambda: stale.write_artifact("x", b""),
+        stale.check_attempt,
         lambda: RunFolder(tmp_path, "old"),
     ):
         with pytest.raises(StaleAttemptError, match="latest attempt"):
@@ -97,6 +99,7 @@ def test_writing_is_refused_when_another_attempt_has_the_folder(tmp_path: Path) 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert read_attempt(tmp_path) == Attempt("new", 4, 2.5)
     RunFolder(tmp_path, "new").log_metrics({"a": 1.0}, step=2)
+    RunFolder(tmp_path, "new").check_attempt()
 
 
 def test_folder_is_claimed_when_nobody_began_an_attempt(tmp_path: Path) -> None:
@@ -133,3 +136,25 @@ def test_read_status_returns_what_was_written_and_none_before(tmp_path: Path) ->
     status = Status("failed", reason="nan", message="loss is NaN", seconds=1.5)
     write_status(tmp_path, status)
     assert read_status(tmp_path) == status
+
+
+def test_link_keeps_its_content_when_the_source_is_replaced(tmp_path: Path) -> None:
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    last.write_text("epoch 1")
+    link_atomically(last, best)
+    (tmp_path / "new").write_text("epoch 2")
+    (tmp_path / "new").replace(last)
+    assert (last.read_text(), best.read_text()) == ("epoch 2", "epoch 1")
+    link_atomically(last, best)
+    assert best.read_text() == "epoch 2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_link_copies_when_the_file_system_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "last.pt").write_text("epoch 1")
+    link_atomically(tmp_path / "last.pt", tmp_path / "best.pt")
+    assert (tmp_path / "best.pt").read_text() == "epoch 1"

@@ -16,7 +16,6 @@ from cityopt.runtime import restore_rng
 from cityopt.training.checkpoint import (
     EpochRecord,
     TrainingState,
-    link_checkpoint,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -142,27 +141,3 @@ def test_save_checkpoint_fails_as_disk_when_the_folder_is_gone(tmp_path: Path, c
     with pytest.raises(TrainingError, match="must be written") as caught:
         save(tmp_path / "gone" / "last.pt", config)
     assert caught.value.reason == "disk"
-
-
-def test_link_checkpoint_keeps_its_content_when_the_source_is_replaced(tmp_path: Path) -> None:
-    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
-    last.write_text("epoch 1")
-    link_checkpoint(last, best)
-    (tmp_path / "new").write_text("epoch 2")
-    (tmp_path / "new").replace(last)
-    assert (last.read_text(), best.read_text()) == ("epoch 2", "epoch 1")
-    link_checkpoint(last, best)
-    assert best.read_text() == "epoch 2"
-    assert list_names(tmp_path) == ["best.pt", "last.pt"]
-
-
-def test_link_checkpoint_copies_when_the_file_system_has_no_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    (tmp_path / "last.pt").write_text("epoch 1")
-    link_checkpoint(tmp_path / "last.pt", tmp_path / "best.pt")
-    assert (tmp_path / "best.pt").read_text() == "epoch 1"

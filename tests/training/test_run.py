@@ -14,7 +14,7 @@ from cityopt.config import RunConfig
 from cityopt.data.anchors import default_anchors
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.settings import replace_settings
-from cityopt.tracking.run_folder import NullTracker, RunFolder, read_records
+from cityopt.tracking.run_folder import NullTracker, RunFolder, StaleAttemptError, begin_attempt, read_records
 from cityopt.training import run as run_module
 from cityopt.training.checkpoint import load_checkpoint, load_model
 from cityopt.training.progress import Progress
@@ -211,6 +211,28 @@ def test_run_training_makes_up_for_what_a_kill_cut_off(
     assert [record.time_ms for record in records[:finished]] == [record.time_ms for record in history]
     assert [scores(r.metrics) for r in records] == [scores(m) for _, m in undisturbed[2].heard[:3]]
     assert load_checkpoint(tmp_path / "best.pt")["state"].epoch == result.best_epoch
+
+
+def test_run_training_leaves_checkpoints_alone_when_another_attempt_has_taken_over(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other takes over while this one trains its second epoch; the first epoch's files stay as they are."""
+    tracker, before = RunFolder(tmp_path, "old"), {}
+    train_epoch = run_module.train_epoch
+
+    def train(*args: Any, **kwargs: Any) -> dict[str, float]:
+        if (tmp_path / "last.pt").exists():
+            before.update({name: (tmp_path / name).read_bytes() for name in ("last.pt", "best.pt")})
+            begin_attempt(tmp_path, "new")
+        return train_epoch(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "train_epoch", train)
+    with pytest.raises(StaleAttemptError, match="another one has taken it over"):
+        run_training(config, tracker, Coordinator())
+    assert len(before) == 2
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert [record.step for record in read_records(tmp_path)[0]] == [1]
+    assert not list(tmp_path.glob(".*partial"))
 
 
 def test_run_training_returns_at_once_when_all_epochs_were_done(
