@@ -60,6 +60,12 @@ def resolve_device(text: str) -> "torch.device":
     return torch.device("cuda", number)
 
 
+def count_cores() -> int:
+    """Return the CPU cores that this process may use: those it is bound to, or a container's quota if that is less."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *_list_quotas()]))
+
+
 def set_threads(count: int) -> None:
     """Give torch `count` CPU threads. Scores on a CPU depend on it: a study fixes the number."""
     import torch
@@ -189,6 +195,16 @@ def _run_git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return answer.stdout
+
+
+def _list_quotas(groups: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Return the whole cores that Linux' control groups (version 2) leave to a process: its own and those above."""
+    with suppress(OSError, ValueError):
+        own = next((line[3:] for line in process.read_text().splitlines() if line.startswith("0::")), "/")
+        folders = [groups / own.strip("/"), *(groups / own.strip("/")).parents]
+        texts = [path.read_text() for folder in folders if (path := folder / "cpu.max").is_file()]
+        return [int(quota) // int(period) for quota, period in (text.split() for text in texts) if quota != "max"]
+    return []
 
 
 def _name_cpu() -> str:

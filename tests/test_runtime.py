@@ -1,3 +1,4 @@
+import os
 import random
 import subprocess
 import sys
@@ -40,6 +41,34 @@ def test_resolve_device_falls_back_to_cpu_when_auto_finds_no_gpu() -> None:
 
 def draw() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_cores_are_those_the_process_is_bound_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_list_quotas", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7}, raising=False)
+    assert runtime.count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert runtime.count_cores() == os.cpu_count()
+
+
+@pytest.mark.parametrize(("quotas", "cores"), [([2], 2), ([8, 3], 3), ([16], 4), ([0], 1), ([], 4)])
+def test_cores_are_fewer_when_a_container_has_a_quota(
+    monkeypatch: pytest.MonkeyPatch, quotas: list[int], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(runtime, "_list_quotas", lambda: quotas)
+    assert runtime.count_cores() == cores
+
+
+def test_quotas_are_read_from_a_group_and_all_above_it(tmp_path: Path) -> None:
+    """The layout of the kernel's documentation, admin-guide/cgroup-v2: `$MAX $PERIOD` in microseconds."""
+    (tmp_path / "slice" / "job").mkdir(parents=True)
+    (tmp_path / "slice" / "cpu.max").write_text("250000 100000\n")
+    (tmp_path / "slice" / "job" / "cpu.max").write_text("max 100000\n")
+    process = tmp_path / "cgroup"
+    process.write_text("12:cpuset:/\n0::/slice/job\n")
+    assert runtime._list_quotas(tmp_path, process) == [2]
+    assert runtime._list_quotas(tmp_path, tmp_path / "none") == []
 
 
 def test_seed_everything_and_captured_state_repeat_the_same_draws() -> None:

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cityopt.config import StudyConfig
 from cityopt.errors import StoreError, StudyError
+from cityopt.runtime import count_cores
 from cityopt.search.facts import StudyFacts
 from cityopt.search.pruning import build_pruner
 from cityopt.search.sampling import build_sampler
@@ -76,7 +77,7 @@ def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) 
         return config.threads
     if _is_complete(storage, config.name):
         return load_stored_study(storage, config.name)[2].threads
-    return max(1, (os.cpu_count() or 1) // num_workers)
+    return max(1, count_cores() // num_workers)
 
 
 def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> tuple[optuna.Study, StudyFacts]:

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from small_studies import DECAY, DEPTH, FACTS, FLAT, RATE, make_config
 
 from cityopt.errors import StoreError, StudyError
+from cityopt.runtime import count_cores
 from cityopt.search.study import (
     describe_differences,
     find_threads,
@@ -85,7 +86,7 @@ def test_anchors_and_threads_stay_as_fixed_when_a_study_goes_on(begun):
     assert facts == FACTS
     free = replace_settings(make_config(name="free"), {"threads": None})
     storage = open_storage(begun)
-    assert find_threads(storage, free, num_workers=1) == max(1, os.cpu_count() or 1)
+    assert find_threads(storage, free, num_workers=1) == count_cores()
     open_study(storage, free, replace(FACTS, threads=5))
     assert find_threads(storage, free, num_workers=1) == 5  # another machine, the same scores
     assert find_threads(storage, make_config(), num_workers=4) == 1
