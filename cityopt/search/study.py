@@ -8,11 +8,12 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import optuna
 import sqlalchemy
@@ -31,6 +32,7 @@ from cityopt.settings import validate
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = ("search.trials", "data.root", "data.num_workers", "data.synthetic", "promotion")
+_LOCK_PATIENCE_S = 1.0
 
 
 def open_store(path: str | Path) -> Path:
@@ -144,15 +146,13 @@ def lock_study(store: Path, name: str) -> Iterator[None]:
     path = store / "locks" / f"{name}.lock"
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _take_lock(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise StoreError(
                 f"study {name!r} is at work in another process (pid {holder}). "
                 f"Wait for it or stop it; watch it with: cityopt status --study {name}"
-            ) from error
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -170,6 +170,19 @@ def is_locked(store: Path, name: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def _take_lock(file: IO[str]) -> bool:
+    """Lock a file, trying for a moment: `is_locked` in another process holds it for the blink of an eye."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
 
 
 def _check_same(name: str, differences: list[str]) -> None:

@@ -1,8 +1,10 @@
 """Studies in a store: what may differ between two sweeps, what is refused, who holds the lock."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +162,16 @@ def test_second_coordinator_is_refused_with_the_pid_when_one_is_at_work(tmp_path
     with lock_study(tmp_path, "small"):
         assert (tmp_path / "locks" / "small.lock").read_text() == str(os.getpid())
         assert is_locked(tmp_path, "small")
+
+
+def test_study_is_locked_all_the_same_when_somebody_looks_at_the_lock_just_then(tmp_path):
+    with lock_study(tmp_path, "small"):
+        pass
+    with (tmp_path / "locks" / "small.lock").open() as file:  # as `is_locked` does, only longer
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        with lock_study(tmp_path, "small"):
+            assert is_locked(tmp_path, "small")
 
 
 def test_store_is_made_absolute_when_opened(tmp_path, monkeypatch):
