@@ -77,6 +77,12 @@ class AnchorTable(Section):
         return self
 
 
+DEFAULT_ANCHORS = AnchorTable(
+    sizes=tuple((size,) * 3 for size in (32.0, 64.0, 128.0, 256.0, 512.0)), ratios=((0.5, 1.0, 2.0),) * 5
+)
+"""Torchvision's anchors for feature pyramids: one size per level, ratios 1:2, 1:1, 2:1."""
+
+
 class ModelConfig(Section):
     """The model family and its size."""
 

@@ -13,23 +13,6 @@ from cityopt import cli
 from cityopt.errors import CityoptError, StoppedError
 
 
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """Run the command in this process; return exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cityopt", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 @pytest.mark.parametrize("name", list_commands())
 def test_command_has_help_with_an_example(name, call):
     command = list_commands()[name]

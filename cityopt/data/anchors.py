@@ -23,14 +23,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.config import AnchorTable
+from cityopt.config import DEFAULT_ANCHORS, AnchorTable
 
 Floats = NDArray[np.float64]
 
 STRIDES = (4, 8, 16, 32, 64)
 NUM_RATIOS = 3
 NUM_ANCHORS = len(STRIDES) * NUM_RATIOS
-DEFAULT_RATIOS = (0.5, 1.0, 2.0)
 MIN_SIDE_PX = 2.0
 """Boxes with a shorter side are neither fitted nor counted by `choose_anchors`."""
 BAND = 2**0.5
@@ -38,12 +37,6 @@ SCALES = np.geomspace(1, 32, 41)
 NUM_ROUNDS = 15
 PAD_PX = 32
 SIZE_BINS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
-
-
-def default_anchors() -> AnchorTable:
-    """Return torchvision's anchors for feature pyramids: one size per level, 32 to 512 px, ratios 1:2, 1:1, 2:1."""
-    sizes = tuple((8.0 * stride,) * NUM_RATIOS for stride in STRIDES)
-    return AnchorTable(sizes=sizes, ratios=(DEFAULT_RATIOS,) * len(STRIDES))
 
 
 def list_shapes(table: AnchorTable) -> Floats:
@@ -131,7 +124,7 @@ def choose_anchors(
     if (mode == "explicit") != (table is not None):
         raise ValueError("`mode='explicit'` and `table` go together.")
     fit_boxes, held_out_boxes = _drop_slivers(fit_boxes), _drop_slivers(held_out_boxes)
-    tables = {"default": default_anchors()}
+    tables = {"default": DEFAULT_ANCHORS}
     if len(fit_boxes) >= NUM_ANCHORS:
         tables["kmeans"] = fit_anchors(fit_boxes, seed=seed, image_size=image_size)
     if table is not None:
@@ -177,7 +170,7 @@ def _cluster_ratios(extents: Floats, seed: int) -> Floats:
 
     logs = np.log(extents[:, 1] / extents[:, 0])
     if len(np.unique(logs)) < NUM_RATIOS:
-        return np.array(DEFAULT_RATIOS)
+        return np.array(DEFAULT_ANCHORS.ratios[0])
     clusters = KMeans(NUM_RATIOS, n_init=10, random_state=seed).fit(logs[:, None])
     # Rounded, because threads may add up in another order: the same seed must give the same table.
     centres: Floats = np.sort(clusters.cluster_centers_[:, 0]).round(6)

@@ -16,8 +16,6 @@ from torchvision.ops import box_iou
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Largest growth of a side that offsets may ask for."""
-DEFAULT_SIZES = tuple((size,) * 3 for size in (32.0, 64.0, 128.0, 256.0, 512.0))
-DEFAULT_RATIOS = ((0.5, 1.0, 2.0),) * 5
 
 
 def build_cells(sizes: Sequence[Sequence[float]], ratios: Sequence[Sequence[float]]) -> Tensor:

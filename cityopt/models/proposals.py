@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
-from cityopt.config import ModelConfig
+from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.models.backbone import STRIDES
 from cityopt.models.boxes import (
-    DEFAULT_RATIOS,
-    DEFAULT_SIZES,
     build_cells,
     clip_boxes,
     decode_boxes,
@@ -42,10 +40,9 @@ class RegionProposals(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        table = config.anchor_table
-        sizes, ratios = (table.sizes, table.ratios) if table else (DEFAULT_SIZES, DEFAULT_RATIOS)
-        self.register_buffer("cells", build_cells(sizes, ratios), persistent=False)
-        self.head = RPNHead(config.fpn_channels, len(sizes[0]))
+        table = config.anchor_table or DEFAULT_ANCHORS
+        self.register_buffer("cells", build_cells(table.sizes, table.ratios), persistent=False)
+        self.head = RPNHead(config.fpn_channels, len(table.sizes[0]))
         self.num_before, self.num_after = config.rpn_pre_nms, config.rpn_post_nms
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

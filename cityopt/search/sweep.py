@@ -12,8 +12,7 @@ import yaml
 
 from cityopt.config import ModelConfig, StudyConfig
 from cityopt.data.cityscapes import index_split
-from cityopt.errors import ConfigError, StoppedError
-from cityopt.evaluation.coco_ap import metric_names
+from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
 from cityopt.search.coordinator import Coordinator, describe_data, run_folder
 from cityopt.search.executors.base import Executor
@@ -25,6 +24,7 @@ from cityopt.search.study import find_threads, lock_study, open_storage, open_st
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
+from cityopt.training.objective import check_objective
 
 INTERRUPTED = 130
 STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
@@ -47,7 +47,7 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
     trial that failed for a reason that would fail every other.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_metric(config.search.metric)
+    check_objective(config.search.metric)
     check_dataset_exists(choose_root(data, config.data.root))
     folder = open_store(store)
     observer.say(f"store {folder}")
@@ -113,15 +113,6 @@ def fetch_weights(model: ModelConfig) -> None:
         url = find_url(model)
         if url is not None:
             fetch_file(url)
-
-
-def check_metric(metric: str) -> None:
-    """Check that trials report the objective. Raises ConfigError that lists what they do report."""
-    valid = ["train/loss/total", *(f"val/{name}" for name in metric_names())]
-    if metric not in valid:
-        raise ConfigError(
-            f"`search.metric` must be one that trials report, but got {metric!r}. Metrics: {', '.join(valid)}."
-        )
 
 
 def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:

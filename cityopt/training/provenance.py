@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from cityopt.config import RunConfig
-from cityopt.data.anchors import default_anchors
+from cityopt.config import DEFAULT_ANCHORS, RunConfig
 from cityopt.runtime import list_packages, read_git_state
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.dataset import TrainingData
@@ -55,7 +54,7 @@ def describe_rate(config: RunConfig) -> dict[str, object]:
 
 def describe_anchors(config: RunConfig) -> dict[str, Any]:
     """Return the anchors in numbers, with where they come from."""
-    table = config.model.anchor_table or default_anchors()
+    table = config.model.anchor_table or DEFAULT_ANCHORS
     return {"anchors": config.model.anchors, **table.model_dump(mode="json")}
 
 

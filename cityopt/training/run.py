@@ -19,7 +19,6 @@ import torch
 from cityopt.config import RunConfig
 from cityopt.data.loaders import build_loader
 from cityopt.errors import ConfigError, DataError, TrainingError
-from cityopt.evaluation.coco_ap import metric_names
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.models.build import build_model
 from cityopt.runtime import (
@@ -43,12 +42,12 @@ from cityopt.training.checkpoint import (
 )
 from cityopt.training.dataset import TrainingData, prepare_data
 from cityopt.training.loop import StepReport, count_steps, train_epoch
+from cityopt.training.objective import check_objective
 from cityopt.training.optim import build_optimizer
 from cityopt.training.progress import OnProgress, ProgressMeter
 from cityopt.training.provenance import flatten_config, write_provenance
 from cityopt.training.samples import choose_samples, write_overlays
 
-TOTAL_LOSS = "train/loss/total"
 UNSCORED_KEYS = {"study", "name", "kind", "device", "threads", "cache", "data.root", "data.num_workers", "keep"}
 """Settings that may differ between the attempts of one training."""
 
@@ -105,15 +104,6 @@ def run_training(
             trainer.save_epoch(metrics)
             answer = on_epoch(state.epoch, metrics)
         return trainer.finish()
-
-
-def check_objective(metric: str) -> None:
-    """Check that a training reports the metric. Raises ConfigError that lists those it does report."""
-    valid = [TOTAL_LOSS, *(f"val/{name}" for name in metric_names())]
-    if metric not in valid:
-        raise ConfigError(
-            f"`search.metric` must be one that training reports, but got {metric!r}. Metrics: {', '.join(valid)}."
-        )
 
 
 class Trainer:

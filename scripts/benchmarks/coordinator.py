@@ -15,7 +15,7 @@ from optuna.samplers import TPESampler
 
 from benchmarks.measuring import Bound, Row
 from benchmarks.null_executor import NullExecutor, invent_metrics
-from cityopt.data.anchors import default_anchors
+from cityopt.config import DEFAULT_ANCHORS
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
@@ -121,6 +121,6 @@ class Turns:
 
 def invent_facts() -> StudyFacts:
     """Return facts of a dataset that nobody opens."""
-    table = default_anchors()
+    table = DEFAULT_ANCHORS
     anchors = {"sizes": [*map(list, table.sizes)], "ratios": [*map(list, table.ratios)], "adopted": "default"}
     return StudyFacts("/nowhere", "0" * 16, "1" * 16, "2" * 16, 372, 125, 1, anchors)

@@ -14,9 +14,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from cityopt.config import ModelConfig
+from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.models.backbone import Backbone, Norm
-from cityopt.models.boxes import DEFAULT_RATIOS, DEFAULT_SIZES
 from cityopt.models.roi_heads import NUM_CLASSES
 from cityopt.models.segmentation_model import Target
 
@@ -49,7 +48,7 @@ def build_torchvision(config: ModelConfig, *, norm: Norm, size: tuple[int, int])
         PyramidDict(backbone, config.fpn_channels),
         min_size=min(size),
         max_size=max(size),
-        rpn_anchor_generator=AnchorGenerator(tuple((row[0],) for row in DEFAULT_SIZES), DEFAULT_RATIOS),
+        rpn_anchor_generator=AnchorGenerator(tuple((row[0],) for row in DEFAULT_ANCHORS.sizes), DEFAULT_ANCHORS.ratios),
         rpn_pre_nms_top_n_train=2 * config.rpn_pre_nms,
         rpn_pre_nms_top_n_test=config.rpn_pre_nms,
         rpn_post_nms_top_n_train=config.rpn_post_nms,

@@ -10,9 +10,9 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 
-from cityopt.config import AnchorTable
+from cityopt.config import DEFAULT_ANCHORS, AnchorTable
 from cityopt.data import anchors
-from cityopt.data.anchors import STRIDES, choose_anchors, default_anchors, fit_anchors, list_shapes, measure_recall
+from cityopt.data.anchors import STRIDES, choose_anchors, fit_anchors, list_shapes, measure_recall
 from cityopt.models.boxes import build_cells
 
 
@@ -46,7 +46,7 @@ def test_default_anchors_equal_torchvisions_when_these_are_not_rounded(monkeypat
     monkeypatch.setattr(torch.Tensor, "round", lambda self: self)
     sizes = ((32,), (64,), (128,), (256,), (512,))
     theirs = torch.stack(AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5).cell_anchors).double()
-    shapes = torch.from_numpy(list_shapes(default_anchors()))
+    shapes = torch.from_numpy(list_shapes(DEFAULT_ANCHORS))
     torch.testing.assert_close(theirs, torch.cat((-shapes, shapes), dim=-1) / 2, atol=1e-4, rtol=0)
 
 
@@ -91,14 +91,14 @@ def test_co_centred_recall_equals_a_slow_loop():
 
 
 def test_recall_is_one_when_the_boxes_are_anchors():
-    table = default_anchors()
+    table = DEFAULT_ANCHORS
     boxes = list_all_anchors(table, (128, 128)).numpy()
     report = measure_recall(table, boxes, image_size=(128, 128))
     assert (report["mean_best_iou"], report["recall_70"]) == (pytest.approx(1), 1)
 
 
 def test_recall_has_no_numbers_when_there_are_no_boxes():
-    report = measure_recall(default_anchors(), np.zeros((0, 4), np.float32), image_size=(64, 64))
+    report = measure_recall(DEFAULT_ANCHORS, np.zeros((0, 4), np.float32), image_size=(64, 64))
     assert report["num_boxes"] == 0
     assert report["mean_best_iou"] is report["recall_50"] is report["bins"]["small"]["recall_70"] is None
 
@@ -166,14 +166,14 @@ def test_choose_adopts_kmeans_when_held_out_boxes_are_like_the_fitted_ones(image
     assert ours["mean_best_iou"] > theirs["mean_best_iou"] and ours["recall_50"] >= theirs["recall_50"]
     kept = [part[(part[:, 2:] - part[:, :2] >= 2).all(axis=1)] for part in boxes]
     assert report["num_boxes"] == {"fit": len(kept[0]), "held_out": len(kept[1])}
-    assert theirs == measure_recall(default_anchors(), kept[1], image_size=image_size)
+    assert theirs == measure_recall(DEFAULT_ANCHORS, kept[1], image_size=image_size)
 
 
 def test_choose_keeps_the_defaults_when_held_out_boxes_are_their_own():
     boxes = make_natural_boxes(np.random.default_rng(6), 300, (256, 512), 12)
-    own = list_all_anchors(default_anchors(), (256, 512)).numpy()
+    own = list_all_anchors(DEFAULT_ANCHORS, (256, 512)).numpy()
     table, report = choose_anchors("kmeans", boxes, own, seed=0, image_size=(256, 512))
-    assert report["adopted"] == "default" and table == default_anchors()
+    assert report["adopted"] == "default" and table == DEFAULT_ANCHORS
     assert "no higher mean best IoU" in report["reason"]
     assert report["default"]["mean_best_iou"] == pytest.approx(1)
 
@@ -185,14 +185,14 @@ def test_choose_keeps_the_defaults_when_fewer_boxes_reach_half(monkeypatch):
     boxes = make_natural_boxes(np.random.default_rng(6), 300, (256, 512), 12)
     table, report = choose_anchors("kmeans", boxes, boxes, seed=0, image_size=(256, 512))
     assert report["kmeans"]["recall_50"] == 0.8
-    assert table == default_anchors() and "fewer held-out boxes" in report["reason"]
+    assert table == DEFAULT_ANCHORS and "fewer held-out boxes" in report["reason"]
 
 
 @pytest.mark.parametrize(("num_fit", "num_held_out", "reason"), [(14, 99, "fewer than 15"), (99, 0, "no held-out")])
 def test_choose_keeps_the_defaults_when_there_are_too_few_boxes(num_fit, num_held_out, reason):
     boxes = make_natural_boxes(np.random.default_rng(7), 99, (256, 512), 40)
     table, report = choose_anchors("kmeans", boxes[:num_fit], boxes[:num_held_out], seed=0, image_size=(256, 512))
-    assert table == default_anchors() and report["adopted"] == "default" and reason in report["reason"]
+    assert table == DEFAULT_ANCHORS and report["adopted"] == "default" and reason in report["reason"]
     assert report["kmeans"]["mean_best_iou"] is None
     json.dumps(report, allow_nan=False)
 
@@ -206,7 +206,7 @@ def test_choose_takes_what_is_asked_when_the_mode_is_default_or_explicit():
         wish, boxes[(boxes[:, 2:] - boxes[:, :2] >= 2).all(1)], image_size=(128, 256)
     )
     table, report = choose_anchors("default", boxes, boxes, seed=0, image_size=(128, 256))
-    assert table == default_anchors() and report["kmeans"]["mean_best_iou"] > report["default"]["mean_best_iou"]
+    assert table == DEFAULT_ANCHORS and report["kmeans"]["mean_best_iou"] > report["default"]["mean_best_iou"]
     with pytest.raises(ValueError, match="go together"):
         choose_anchors("explicit", boxes, boxes, seed=0, image_size=(128, 256))
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,7 +12,6 @@ from command_line import STUDY, read_runs, run
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from cityopt import cli
 from cityopt.data.synthetic import write_synthetic
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import prepare_study
@@ -21,24 +19,6 @@ from cityopt.search.study import lock_study, open_storage, open_study
 from cityopt.search.sweep import build_facts
 from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_store import MlflowStore
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """Run the command in this process; return exit code and what it said on both streams."""
-    monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cityopt", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, clip_boxes_to_image
 
+from cityopt.config import DEFAULT_ANCHORS
 from cityopt.models.backbone import STRIDES
 from cityopt.models.boxes import (
-    DEFAULT_RATIOS,
-    DEFAULT_SIZES,
     build_cells,
     clip_boxes,
     decode_boxes,
@@ -27,7 +26,7 @@ def draw_boxes(count: int, seed: int = 0, extent: float = 100) -> Tensor:
 
 def test_default_anchors_lie_where_torchvision_puts_its_own_before_rounding() -> None:
     shapes = [(256 // stride, 512 // stride) for stride in STRIDES]
-    ours = place_anchors(build_cells(DEFAULT_SIZES, DEFAULT_RATIOS), shapes, STRIDES)
+    ours = place_anchors(build_cells(DEFAULT_ANCHORS.sizes, DEFAULT_ANCHORS.ratios), shapes, STRIDES)
     generator = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     maps = [torch.zeros(1, 1, *shape) for shape in shapes]
     (theirs,) = generator(ImageList(torch.zeros(1, 3, 256, 512), [(256, 512)]), maps)

@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from cityopt.config import RunConfig
-from cityopt.data.anchors import default_anchors
+from cityopt.config import DEFAULT_ANCHORS, RunConfig
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.settings import replace_settings
 from cityopt.tracking.run_folder import NullTracker, RunFolder, StaleAttemptError, begin_attempt, read_records
@@ -380,7 +379,7 @@ def test_run_training_writes_torchvisions_anchors_when_they_are_default(config: 
     wanted = replace_settings(config, {"model.anchors": "default", "model.anchor_table": None})
     run_training(wanted, RunFolder(tmp_path), Coordinator(stop_after=1))
     found = json.loads((tmp_path / "artifacts" / "anchors.json").read_text())
-    assert found["sizes"] == [list(row) for row in default_anchors().sizes]
+    assert found["sizes"] == [list(row) for row in DEFAULT_ANCHORS.sizes]
 
 
 @pytest.mark.gpu
