@@ -5,8 +5,10 @@ best), one for caches and scans. News scrolls above the bars. Everything goes to
 the console was made.
 """
 
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +28,8 @@ def open_observer(console: Console) -> "PlainObserver":
 class PlainObserver(Observer):
     """One line per event: for logs, pipes and CI."""
 
+    _last_words = ""
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self._standing: Standing | None = None
@@ -41,6 +45,11 @@ class PlainObserver(Observer):
     def say(self, text: str) -> None:
         """Print a line of news, as it is."""
         self._print(escape(text))
+
+    def leave(self, text: str) -> None:
+        """Write a last line past all buffers and locks, which the code that was cut off may hold."""
+        with suppress(OSError, ValueError):  # a file that is closed, or none of the system's
+            os.write(self.console.file.fileno(), f"{self._last_words}{text}\n".encode())
 
     def _print(self, markup: str) -> None:
         self.console.print(markup, highlight=False, soft_wrap=True)
@@ -78,6 +87,8 @@ class PlainObserver(Observer):
 
 class LiveObserver(PlainObserver):
     """Bars that move."""
+
+    _last_words = "\r\n\x1b[?25h"  # beyond the bars, with the cursor that they hide
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)

@@ -6,14 +6,10 @@ told, and Optuna is told before MLflow shows it. What the next start finds half 
 """
 
 import logging
-import os
-import signal
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import optuna
@@ -24,6 +20,7 @@ from cityopt.config import RunConfig, Scalar, StudyConfig
 from cityopt.errors import CityoptError, ConfigError, DataError
 from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts
+from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.preparation import cache_folder
 from cityopt.search.space import build_trial_config, sample_settings
@@ -72,7 +69,7 @@ class Coordinator:
     ) -> None:
         self.store, self.study, self.config, self.facts, self.device = store, study, config, facts, device
         self.executor, self.mlflow, self.shipper, self.observer = executor, mlflow, shipper, observer
-        self.is_interrupted = False
+        self.interrupt = Interrupt(observer)
         self.standing = Standing(config.name, config.search.metric, config.search.trials)
         self._maximize = config.search.direction == "maximize"
         self._running: dict[str, RunningTrial] = {}
@@ -87,10 +84,10 @@ class Coordinator:
         """
         self._parent = parent
         try:
-            with on_interrupt(self._interrupt):
+            with self.interrupt:
                 self._reconcile()
                 self.observer.begin_study(self.standing)
-                while not self.is_interrupted and self._fill_slots():
+                while not self.interrupt.is_set and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
         finally:
@@ -299,10 +296,6 @@ class Coordinator:
         for running in self._running.values():
             self._forgive_attempt(running.trial)
 
-    def _interrupt(self) -> None:
-        self.is_interrupted = True
-        self.observer.say("Stopping: what is finished is kept. Ctrl-C again to leave at once.")
-
     def _count(self) -> None:
         self.standing.counts["running"] = len(self._running)
 
@@ -348,22 +341,3 @@ def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:
     if status.reason:
         tags |= {"cityopt.reason": status.reason, "cityopt.message": status.message}
     shipper.end(run_id, ends[status.outcome], tags)
-
-
-@contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on the first Ctrl-C or SIGTERM and leave at once on the second: workers die with this process."""
-    seen: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen.append(number)
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

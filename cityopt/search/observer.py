@@ -38,6 +38,9 @@ class Observer:
     def say(self, text: str) -> None:
         """Take one line of news."""
 
+    def leave(self, text: str) -> None:
+        """Take a last line: the process ends right after, in the middle of whatever it does."""
+
     def show_preparation(self, what: str, done: int, total: int) -> None:
         """Take the progress of a scan, a cache or the making of scenes."""
 

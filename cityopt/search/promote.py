@@ -22,11 +22,11 @@ from cityopt.search.coordinator import (
     describe_data,
     describe_run,
     end_shipping,
-    on_interrupt,
     run_folder,
 )
 from cityopt.search.executors.base import EpochDone, Executor, Job, JobEnded, Progressed
 from cityopt.search.facts import StudyFacts
+from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import cache_folder, choose_root, open_root
 from cityopt.search.space import trial_holdout
@@ -163,7 +163,7 @@ class Promoter:
     ) -> None:
         self.store, self.study, self.config, self.facts = store, study, config, facts
         self.mlflow, self.shipper, self.observer = mlflow, shipper, observer
-        self.is_interrupted = False
+        self.interrupt = Interrupt(observer)
 
     def promote(self, run: RunConfig, winner: TrialStatus, executor: Executor) -> Promotion:
         """Train, judge, register, in steps that may each be repeated after a kill."""
@@ -239,7 +239,7 @@ class Promoter:
         stalled, epoch = 0, -1
         self.observer.metric = run.metric
         self.observer.begin_run(run.name, {"training.epochs": run.training.epochs}, resumed=(folder / LAST).exists())
-        with on_interrupt(self._interrupt):
+        with self.interrupt:
             while True:
                 now = max((record.step for record in read_records(folder)[0]), default=0)
                 stalled, epoch = (stalled + 1 if now == epoch else 1), now
@@ -264,7 +264,7 @@ class Promoter:
                     self.observer.show_epoch(run.name, event.epoch, run.training.epochs, event.metrics)
                 elif isinstance(event, JobEnded):
                     return event
-            if self.is_interrupted:
+            if self.interrupt.is_set:
                 raise StoppedError(STOPPED)
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
@@ -332,10 +332,6 @@ class Promoter:
         )
         set_alias(self.mlflow, run.study, alias, version.version)
         return version, alias, reason
-
-    def _interrupt(self) -> None:
-        self.is_interrupted = True
-        self.observer.say("Stopping: what is finished is kept. Ctrl-C again to leave at once.")
 
 
 def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], direction: str) -> tuple[str, str]:

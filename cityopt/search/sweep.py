@@ -194,7 +194,7 @@ def describe_store(store: Path) -> str:
 
 def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:
     store_option = describe_store(store)
-    if coordinator.is_interrupted:
+    if coordinator.interrupt.is_set:
         return SweepSummary(store, INTERRUPTED, STOPPED)
     if coordinator.standing.best_value is None:
         return SweepSummary(store, 1, "No trial is complete. The reasons are above; each run's log is in its folder.")

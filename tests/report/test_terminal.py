@@ -100,3 +100,20 @@ def test_every_event_is_harmless_when_nobody_watches():
     watch_all.show_epoch("trial", 1, 2, {})
     watch_all.end_run("trial", "pruned", None, "", is_best=False)
     assert Standing("small", "val/ap", 3).num_ended == 0
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_cursor_comes_back_when_the_process_leaves_at_once(tmp_path, is_terminal):
+    path = tmp_path / "terminal"
+    with path.open("w") as file, open_observer(Console(file=file, force_terminal=is_terminal)) as observer:
+        observer.show_preparation("decoding", 1, 3)
+        file.flush()
+        observer.leave("Left at once.")
+        written = path.read_text()  # as the process would leave it
+    assert "Left at once.\n" in written
+    assert written.rfind("\x1b[?25h") >= written.rfind("\x1b[?25l")
+
+
+def test_last_line_is_dropped_when_there_is_nowhere_to_write_it():
+    observer = open_observer(Console(file=io.StringIO()))
+    observer.leave("Left at once.")
