@@ -122,7 +122,7 @@ def status(
     from cityopt.report.tables import print_leaderboard
     from cityopt.search.status import read_status
 
-    found = read_status(store.absolute(), _study_name(study, name))
+    found = read_status(store, _study_name(study, name))
     if as_json:
         _print_json(found.to_json())
     else:
@@ -145,7 +145,7 @@ def anchors(
     from cityopt.report.tables import print_anchors
     from cityopt.report.terminal import open_observer
     from cityopt.search.preparation import prepare_study
-    from cityopt.search.study import open_store
+    from cityopt.store import open_store
 
     config = _load(study, settings, None, seed, {})
     console = _open_console(quiet=as_json)
@@ -168,8 +168,10 @@ def ui(
 
     Example: cityopt ui --port 5001
     """
+    from cityopt.store import find_store
     from cityopt.tracking.mlflow_ui import serve_ui
 
+    folder = find_store(store)
     console = _open_console()
     with console.status("waiting for MLflow …") as waiting:
 
@@ -177,7 +179,7 @@ def ui(
             waiting.stop()
             console.print(f"MLflow answers at {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
 
-        serve_ui(store.absolute(), port=port, on_ready=show)
+        serve_ui(folder, port=port, on_ready=show)
 
 
 @data_app.command("check")

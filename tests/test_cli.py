@@ -111,3 +111,16 @@ def test_status_takes_a_name_without_a_yaml_or_a_path_to_one(call, tmp_path):
         code, out, err = call("status", "--study", given, "--store", tmp_path / "no store")
         assert (code, out) == (1, "") and f"cityopt sweep --study {name}" in err
     assert not (tmp_path / "no store").exists()
+
+
+def test_ui_makes_no_store_when_the_path_is_mistyped(call, tmp_path):
+    code, out, err = call("ui", "--store", tmp_path / "mlrnus", "--port", 0)
+    assert (code, out) == (1, "") and str(tmp_path / "mlrnus") in err and "--store DIR" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_home_is_written_out_whichever_command_reads_the_store(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command in (["status", "--study", "x"], ["promote", "--study", "x"], ["ui"]):
+        code, _, err = call(*command, "--store", "~/store")
+        assert code == 1 and f"no study in {tmp_path / 'store'}" in err

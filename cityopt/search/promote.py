@@ -30,10 +30,11 @@ from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import cache_folder, choose_root, open_root
 from cityopt.search.space import trial_holdout
-from cityopt.search.status import TrialStatus, check_begun, describe_trials
-from cityopt.search.study import load_stored_study, lock_study, open_storage, open_store
+from cityopt.search.status import TrialStatus, describe_trials
+from cityopt.search.study import load_stored_study, lock_study, open_storage
 from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
 from cityopt.settings import replace_section, replace_settings
+from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
     CHAMPION,
@@ -87,8 +88,7 @@ def run_promotion(
     Raises StoreError (no such study, another process at work on it), StudyError (no complete trial), StoppedError
     (Ctrl-C), DataError, TrainingError.
     """
-    check_begun(store, name)
-    folder = open_store(store)
+    folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
     with lock_study(folder, name), naming_interrupts():
         study, config, facts = load_stored_study(open_storage(folder), name)

@@ -9,9 +9,9 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import Scalar
-from cityopt.errors import StoreError
 from cityopt.search.observer import TrialState
 from cityopt.search.study import is_locked, load_stored_study, open_storage
+from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
 
@@ -70,19 +70,13 @@ class StudyStatus:
 
 def read_status(store: Path, name: str) -> StudyStatus:
     """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
-    check_begun(store, name)
+    store = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(store), name)
     trials = describe_trials(study, live=is_locked(store, name))
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     pick = max if config.search.direction == "maximize" else min
     best = pick(complete, key=lambda trial: trial.value or 0.0) if complete else None
     return StudyStatus(name, config.search.metric, config.search.direction, best, trials)
-
-
-def check_begun(store: Path, name: str) -> None:
-    """Check that a store has studies, without making one. Raises StoreError."""
-    if not (store / "optuna.db").is_file():
-        raise StoreError(f"there is no study in {store}. Begin one with: cityopt sweep --study {name} --store {store}")
 
 
 def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:

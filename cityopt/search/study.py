@@ -35,25 +35,6 @@ _FREE_TO_DIFFER = ("search.trials", "data.root", "data.num_workers", "data.synth
 _LOCK_PATIENCE_S = 1.0
 
 
-def open_store(path: str | Path) -> Path:
-    """Return the store's folder as an absolute path, made where it is missing.
-
-    Raises StoreError when it cannot be written.
-    """
-    store = Path(path).expanduser().absolute()
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        probe = store / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StoreError(
-            f"the store must be a folder that can be written, but {store} is not: {error.strerror}. "
-            "Give another one with --store DIR."
-        ) from error
-    return store
-
-
 def open_storage(store: Path) -> RDBStorage:
     """Open the trials' database of a store. Readers never wait for the one writer (WAL).
 

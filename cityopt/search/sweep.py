@@ -1,6 +1,5 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, prepare_study
-from cityopt.search.study import find_threads, lock_study, open_storage, open_store, open_study, refuse_other_settings
+from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
+from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
@@ -187,13 +187,8 @@ def _describe_study(parent: RunFolder, prepared: PreparedStudy, facts: StudyFact
     write_json(parent.folder / "artifacts" / "anchors.json", facts.anchors)
 
 
-def describe_store(store: Path) -> str:
-    """Return the option that names a store in a command, empty for the default one."""
-    return "" if store == Path("mlruns").absolute() else f" --store {os.path.relpath(store)}"
-
-
 def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:
-    store_option = describe_store(store)
+    store_option = describe_option(store)
     if coordinator.interrupt.is_set:
         return SweepSummary(store, INTERRUPTED, STOPPED)
     if coordinator.standing.best_value is None:

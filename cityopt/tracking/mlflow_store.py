@@ -54,7 +54,7 @@ class MlflowStore:
     """
 
     def __init__(self, store: Path, tracking_uri: str | None = None) -> None:
-        self.store = store.expanduser().absolute()
+        self.store = store.absolute()
         self.tracking_uri = tracking_uri or f"sqlite:///{self.store / 'mlflow.db'}"
         self.runs = self.store / "runs"
         self._experiments: dict[str, str] = {}

@@ -22,7 +22,6 @@ from cityopt.search.study import (
     load_stored_study,
     lock_study,
     open_storage,
-    open_store,
     open_study,
 )
 from cityopt.settings import replace_settings
@@ -172,17 +171,3 @@ def test_study_is_locked_all_the_same_when_somebody_looks_at_the_lock_just_then(
         threading.Timer(0.2, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
         with lock_study(tmp_path, "small"):
             assert is_locked(tmp_path, "small")
-
-
-def test_store_is_made_absolute_when_opened(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert open_store("new/store") == tmp_path / "new" / "store"
-    assert list((tmp_path / "new" / "store").iterdir()) == []
-
-
-def test_store_is_refused_when_it_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StoreError, match=r"store must be a folder that can be written.*--store DIR"):
-        open_store(tmp_path / "file" / "store")
-    with pytest.raises(StoreError, match=r"file is not"):
-        open_store(tmp_path / "file")
