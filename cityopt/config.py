@@ -5,24 +5,19 @@ complete: a worker, a test or a notebook can train from it and nothing else. Key
 (`training.learning_rate`) everywhere (`settings.py`): in `--set`, in the search space and in baselines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cityopt.dimension import Dimension, Scalar
 from cityopt.errors import ConfigError
-from cityopt.settings import name_nearest, replace_settings, set_in_tree, validate
+from cityopt.settings import Section, name_nearest, replace_settings, set_in_tree, validate
 
 _SEARCHED_DATA = ("data.hflip", "data.scale_jitter")
+_PROMOTED_DATA = (*_SEARCHED_DATA, "data.size", "data.num_workers")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Scalar = bool | int | float | str
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SyntheticConfig(Section):
@@ -149,56 +144,6 @@ class TrainingConfig(Section):
         return self
 
 
-class Dimension(Section):
-    """One searched setting."""
-
-    type: Literal["float", "int", "categorical"]
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: Annotated[float, Field(gt=0)] | None = None
-    choices: tuple[Scalar, ...] | None = None
-    when: dict[str, Scalar] = {}
-    """Other searched settings and the value each must have for this one to be sampled."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.type == "categorical":
-            if not self.choices or (self.low, self.high, self.step) != (None, None, None) or self.log:
-                raise ValueError("`type: categorical` takes `choices`, at least one, and no low, high, step or log")
-            return self
-        if self.low is None or self.high is None or self.choices is not None:
-            raise ValueError(f"`type: {self.type}` takes `low` and `high`, and no choices")
-        if self.low > self.high:
-            raise ValueError(f"`low <= high` must hold, but got low={self.low:g}, high={self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"`low > 0` must hold with `log: true`, but got low={self.low:g}")
-        if self.log and self.step is not None:
-            raise ValueError("`log: true` and `step` exclude each other")
-        if self.type == "int" and any(v is not None and v != int(v) for v in (self.low, self.high, self.step)):
-            raise ValueError("`type: int` takes whole numbers for low, high and step")
-        return self
-
-    def examples(self) -> tuple[Scalar, ...]:
-        """Return all choices, all whole numbers of a short range, or the ends of any other."""
-        if self.choices is not None:
-            return self.choices
-        if self.low is None or self.high is None:
-            return ()
-        if self.type == "float":
-            return (self.low, self.high)
-        numbers = range(int(self.low), int(self.high) + 1, int(self.step or 1))
-        return tuple(numbers) if len(numbers) <= 64 else (numbers[0], numbers[-1])
-
-    def admits(self, value: Scalar) -> bool:
-        """Say whether a value lies in the dimension."""
-        if self.type == "categorical":
-            return self.choices is not None and value in self.choices
-        if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
-            return False
-        return self.low <= value <= self.high and (self.type == "float" or value == int(value))
-
-
 class SamplerConfig(Section):
     """How settings are proposed."""
 
@@ -224,7 +169,7 @@ class SearchConfig(Section):
     metric: str = "val/coco/segm/ap"
     direction: Literal["maximize", "minimize"] = "maximize"
     trials: PositiveInt = 40
-    space: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = Field(default_factory=dict)
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     baselines: tuple[dict[str, Scalar], ...] = ()
@@ -240,7 +185,7 @@ class SearchConfig(Section):
 class PromotionConfig(Section):
     """Full training of the winner: what differs from a trial."""
 
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys and values that replace the trial's, such as `training.epochs: 24`."""
 
 
@@ -354,7 +299,25 @@ def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None
             raise ValueError(f"`search.space.{key}.when` must hold for some trial, but {other!r} is never {value!r}")
 
 
+def check_promoted(settings: Iterable[str], where: str) -> None:
+    """Check that keys have an effect on a promotion: its images are all of train and val, its anchors the study's.
+
+    Raises ConfigError that names those that have.
+    """
+    for key in settings:
+        free = key.startswith(("training.", "model.")) and not key.startswith("model.anchor")
+        if not free and key not in _PROMOTED_DATA:
+            raise ConfigError(
+                f"`{where}` takes keys that a promotion heeds, but got {key!r}. They are: training.*, model.* but for "
+                f"the anchors, {', '.join(_PROMOTED_DATA)}. The dataset is named with --data."
+            )
+
+
 def _check_overrides(study: StudyConfig) -> None:
+    try:
+        check_promoted(study.promotion.overrides, "promotion.overrides")
+    except ConfigError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
     if study.promotion.overrides:
         _check_settings(study, "promotion.overrides", study.promotion.overrides)
 

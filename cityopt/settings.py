@@ -9,11 +9,17 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cityopt.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def validate(model: type[T], tree: Mapping[str, Any], *, origin: str) -> T:

@@ -124,3 +124,8 @@ def test_home_is_written_out_whichever_command_reads_the_store(call, tmp_path, m
     for command in (["status", "--study", "x"], ["promote", "--study", "x"], ["ui"]):
         code, _, err = call(*command, "--store", "~/store")
         assert code == 1 and f"no study in {tmp_path / 'store'}" in err
+
+
+def test_promotion_refuses_a_setting_that_has_no_effect_before_anything_else(call, tmp_path):
+    code, out, err = call("promote", "--study", "x", "--store", tmp_path / "store", "--set", "search.trials=3")
+    assert (code, out) == (1, "") and "search.trials" in err and "training.*" in err

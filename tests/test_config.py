@@ -2,7 +2,8 @@
 
 import pytest
 
-from cityopt.config import Dimension, StudyConfig
+from cityopt.config import StudyConfig, check_promoted
+from cityopt.dimension import Dimension
 from cityopt.errors import ConfigError
 from cityopt.study_file import load_study
 
@@ -44,6 +45,7 @@ def search(space=None, **rest):
         ({"promotion": {"overrides": {"training.epochs": 0}}}, "`promotion.overrides`", "training.epochs=0"),
         ({"promotion": {"overrides": {"search.trials": 9}}}, "`promotion.overrides`", "'search.trials'"),
         ({"promotion": {"overrides": {"training": {"epochs": 9}}}}, "`promotion.overrides`", "'training'"),
+        ({"promotion": {"overrides": {"data.num_images": 9}}}, "`promotion.overrides`", "'data.num_images'"),
     ],
 )
 def test_load_names_file_key_and_value_when_a_study_is_wrong(write_study, content, key, rest):
@@ -163,3 +165,18 @@ def test_study_survives_when_it_travels_as_json(write_study):
 def test_configs_cannot_be_changed_once_they_are_made(write_study):
     with pytest.raises(ValueError, match="frozen"):
         load_study(write_study({"seed": 1})).seed = 2
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["search.trials", "name", "seed", "data.root", "data.num_holdout", "data.synthetic.seed", "model.anchors"],
+)
+def test_setting_of_a_promotion_is_refused_with_those_it_heeds_when_it_has_no_effect(key):
+    with pytest.raises(ConfigError) as error:
+        check_promoted(["training.epochs", key], "--set")
+    assert f"`--set` takes keys that a promotion heeds, but got {key!r}" in str(error.value)
+    assert all(word in str(error.value) for word in ("training.*", "model.*", "data.size", "--data"))
+
+
+def test_settings_of_a_promotion_are_taken_when_they_have_an_effect():
+    check_promoted(["training.epochs", "model.freeze_depth", "data.size", "data.hflip"], "--set")

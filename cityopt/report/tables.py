@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cityopt.config import Scalar
+from cityopt.dimension import Scalar
 
 if TYPE_CHECKING:
     from cityopt.search.promote import Promotion

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from cityopt.config import Scalar
+from cityopt.dimension import Scalar
 from cityopt.report.tables import STATE_STYLES, format_seconds, format_settings, format_value
 from cityopt.search.observer import Observer, Standing, TrialState
 

@@ -16,7 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from cityopt.config import RunConfig, Scalar, StudyConfig
+from cityopt.config import RunConfig, StudyConfig
+from cityopt.dimension import Scalar
 from cityopt.errors import CityoptError, ConfigError, DataError
 from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cityopt.config import Scalar
+from cityopt.dimension import Scalar
 
 TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
+from cityopt.config import ImageSet, RunConfig, StudyConfig, check_promoted, settle_training
 from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
@@ -85,9 +85,10 @@ def run_promotion(
 ) -> Promotion:
     """Train a study's best complete trial in full, or go on with that, judge it on val and register it.
 
-    Raises StoreError (no such study, another process at work on it), StudyError (no complete trial), StoppedError
-    (Ctrl-C), DataError, TrainingError.
+    Raises ConfigError (a setting that a promotion does not heed), StoreError (no such study, another process at work
+    on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError, TrainingError.
     """
+    check_promoted(settings, "--set")
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
     with lock_study(folder, name), naming_interrupts():

@@ -9,7 +9,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cityopt.config import Dimension, SamplerConfig
+from cityopt.config import SamplerConfig
+from cityopt.dimension import Dimension
 from cityopt.runtime import derive_seed
 
 DRAWN = "cityopt:drawn"

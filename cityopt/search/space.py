@@ -6,7 +6,8 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import Dimension, ImageSet, RunConfig, Scalar, StudyConfig, settle_training
+from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
+from cityopt.dimension import Dimension, Scalar
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 from cityopt.settings import replace_section

@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from cityopt.config import Scalar
+from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
 from cityopt.search.study import is_locked, load_stored_study, open_storage
 from cityopt.store import find_store

@@ -1,0 +1,59 @@
+"""One dimension of a search space: the type, the range or the choices of a searched setting."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cityopt.settings import Section
+
+Scalar = bool | int | float | str
+
+
+class Dimension(Section):
+    """One searched setting."""
+
+    type: Literal["float", "int", "categorical"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | None = None
+    choices: tuple[Scalar, ...] | None = None
+    when: dict[str, Scalar] = Field(default_factory=dict)
+    """Other searched settings and the value each must have for this one to be sampled."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.type == "categorical":
+            if not self.choices or (self.low, self.high, self.step) != (None, None, None) or self.log:
+                raise ValueError("`type: categorical` takes `choices`, at least one, and no low, high, step or log")
+            return self
+        if self.low is None or self.high is None or self.choices is not None:
+            raise ValueError(f"`type: {self.type}` takes `low` and `high`, and no choices")
+        if self.low > self.high:
+            raise ValueError(f"`low <= high` must hold, but got low={self.low:g}, high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`low > 0` must hold with `log: true`, but got low={self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("`log: true` and `step` exclude each other")
+        if self.type == "int" and any(v is not None and v != int(v) for v in (self.low, self.high, self.step)):
+            raise ValueError("`type: int` takes whole numbers for low, high and step")
+        return self
+
+    def examples(self) -> tuple[Scalar, ...]:
+        """Return all choices, all whole numbers of a short range, or the ends of any other."""
+        if self.choices is not None:
+            return self.choices
+        if self.low is None or self.high is None:
+            return ()
+        if self.type == "float":
+            return (self.low, self.high)
+        numbers = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        return tuple(numbers) if len(numbers) <= 64 else (numbers[0], numbers[-1])
+
+    def admits(self, value: Scalar) -> bool:
+        """Say whether a value lies in the dimension."""
+        if self.type == "categorical":
+            return self.choices is not None and value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
+            return False
+        return self.low <= value <= self.high and (self.type == "float" or value == int(value))
