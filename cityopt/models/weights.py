@@ -10,11 +10,14 @@ shape; anything else that does not fit is an error.
 Source: torchvision's `overwrite_eps` (COCO_V1 was trained with a batch norm without epsilon).
 """
 
+import hashlib
 import logging
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,8 @@ State = dict[str, Tensor]
 _BODY = "backbone.body."
 _EPSILON = 1e-5
 _LONGEST_LIST = 40
+_MIB = 2**20
+_SILENCE_S = 60
 _CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
@@ -98,8 +103,10 @@ def find_url(model: ModelConfig) -> str | None:
     return None
 
 
-def fetch_file(url: str) -> Path:
+def fetch_file(url: str, on_count: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Return the file of an address from torch.hub's folder, downloaded and checked against its name's hash.
+
+    `on_count` is called with the MiB that have come and those there are; they are equal once, at the end.
 
     Raises WeightsError: it cannot be downloaded. The message says where to put the file by hand.
     """
@@ -107,16 +114,46 @@ def fetch_file(url: str) -> Path:
     if path.is_file():
         return path
     logger.info("downloading %s to %s", url, path)
-    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
-    except (OSError, RuntimeError, HTTPException) as error:
+        _download(url, path, on_count)
+    except (OSError, HTTPException) as error:
         raise WeightsError(
             f"the weights {url} cannot be downloaded: {error}. Put the file at {path}, "
             "or train from random values with `--set model.weights=none`."
         ) from error
     return path
+
+
+def _download(url: str, path: Path, on_count: Callable[[int, int], None]) -> None:
+    """Download a file whole or not at all. Raises OSError, HTTPException."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    digest, done = hashlib.sha256(), 0
+    try:
+        with (
+            urlopen(Request(url, headers={"User-Agent": "cityopt"}), timeout=_SILENCE_S) as answer,
+            partial.open("wb") as file,
+        ):
+            length = int(answer.headers.get("Content-Length") or 0)
+            while block := answer.read(_MIB):
+                file.write(block)
+                digest.update(block)
+                done += len(block)
+                on_count(done // _MIB, max(length, done) // _MIB + 1)
+        _check_download(path.name, digest.hexdigest(), done, length)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    on_count(done // _MIB + 1, done // _MIB + 1)
+
+
+def _check_download(name: str, digest: str, done: int, length: int) -> None:
+    """Check that all has come (`length` 0 is unknown), and the hash where the name tells it. Raises OSError."""
+    if done < length:
+        raise OSError(f"it broke off after {done} of {length} bytes")
+    expected = re.search(r"-([0-9a-f]{8,})\.", name)
+    if expected and not digest.startswith(expected[1]):
+        raise OSError(f"its content has the hash {digest[:8]}, not {expected[1]}")
 
 
 def read_state(path: Path) -> State:

@@ -1,6 +1,8 @@
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from cityopt.config import AnchorTable, ModelConfig
 from cityopt.errors import WeightsError
+from cityopt.models import weights as weights_module
 from cityopt.models.build import build_model
 from cityopt.models.mask_rcnn import MaskRCNN
 from cityopt.models.weights import fetch_file, find_norm, find_url, fold_epsilon, read_state
@@ -209,6 +212,27 @@ def test_fetch_downloads_once_and_checks_the_hash(hub: Path, tmp_path: Path) -> 
     assert fetch_file(url) == hub / name
     (tmp_path / name).unlink()
     assert fetch_file(url).read_bytes() == content
+    assert [path.name for path in hub.iterdir()] == [name]
+
+
+def test_fetch_counts_the_mebibytes_up_to_the_end(hub: Path, tmp_path: Path) -> None:
+    counts: list[tuple[int, int]] = []
+    (tmp_path / "net.pth").write_bytes(bytes(2**21 + 5))
+    fetch_file((tmp_path / "net.pth").as_uri(), lambda done, total: counts.append((done, total)))
+    assert counts == [(1, 3), (2, 3), (2, 3), (3, 3)]
+    assert (hub / "net.pth").stat().st_size == 2**21 + 5
+
+
+def test_fetch_leaves_nothing_when_the_download_breaks_off(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Torn(io.BytesIO):
+        headers: ClassVar = {"Content-Length": "10"}
+
+    monkeypatch.setattr(weights_module, "urlopen", lambda *_, **__: Torn(b"half"))
+    with pytest.raises(WeightsError, match="broke off after 4 of 10 bytes"):
+        fetch_file("https://somewhere/net.pth")
+    assert list(hub.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["gone-00000000.pth", "net-00000000.pth"])
