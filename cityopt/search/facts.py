@@ -1,6 +1,6 @@
 """What a study fixed when it began and keeps for good, beside its settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cityopt.config import AnchorTable
@@ -19,6 +19,8 @@ class StudyFacts:
     threads: int
     anchors: dict[str, Any]
     """The report of `cityopt anchors`; its `sizes` and `ratios` are the adopted table."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Content hashes of the files of pretrained weights, by path."""
 
     @property
     def anchor_table(self) -> AnchorTable:

@@ -29,9 +29,10 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import cache_folder, choose_root, open_root
+from cityopt.search.pretrained import hash_files, settle_path
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
-from cityopt.search.study import load_stored_study, lock_study, open_storage
+from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
@@ -92,8 +93,10 @@ def run_promotion(
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
     with lock_study(folder, name), naming_interrupts():
-        study, config, facts = load_stored_study(open_storage(folder), name)
+        storage = open_storage(folder)
+        study, config, facts = load_stored_study(storage, name)
         winner = pick_winner(study, config)
+        refuse_other_settings(storage, config, hash_files(config))
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
         run = build_promotion_config(config, facts, winner, settings, root=root, device=device, store=folder)
@@ -128,7 +131,7 @@ def build_promotion_config(
     store: Path,
 ) -> RunConfig:
     """Return the full training of a trial: its settings, then the study's `promotion.overrides`, then `--set`."""
-    full = settle_training(config, {**winner.params, **config.promotion.overrides, **settings})
+    full = settle_training(config, {**winner.params, **config.promotion.overrides, **settle_path(settings)})
     return RunConfig(
         study=config.name,
         name="promotion",

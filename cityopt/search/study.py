@@ -76,11 +76,12 @@ def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> t
     return study, replace(stored_facts, root=facts.root)
 
 
-def refuse_other_settings(storage: RDBStorage, config: StudyConfig) -> None:
-    """Refuse settings that change scores before any work is done for them. Raises StudyError."""
+def refuse_other_settings(storage: RDBStorage, config: StudyConfig, weights: Mapping[str, str]) -> None:
+    """Refuse settings, and other contents of weights (hashes), before any work is done for them. Raises StudyError."""
     if _is_complete(storage, config.name):
         _, stored, facts = load_stored_study(storage, config.name)
-        _check_same(config.name, describe_differences(stored, facts, config, facts))
+        new_facts = replace(facts, weights=dict(weights))
+        _check_same(config.name, describe_differences(stored, facts, config, new_facts))
 
 
 def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, StudyConfig, StudyFacts]:
@@ -115,6 +116,9 @@ def describe_differences(
         if old != now:
             what = name.replace("_", " ")
             lines.append(f"data {what}: was {old[:12]} ({stored_facts.root}), now {now[:12]} ({new_facts.root})")
+    for path, old in stored_facts.weights.items():  # other paths are other settings
+        if (now := new_facts.weights.get(path, old)) != old:
+            lines.append(f"content of {path}: was {old[:12]}, now {now[:12]}")
     return lines
 
 

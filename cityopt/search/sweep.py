@@ -1,7 +1,7 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from cityopt.config import ModelConfig, StudyConfig
+from cityopt.config import StudyConfig
 from cityopt.data.cityscapes import index_split
 from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
@@ -19,6 +19,7 @@ from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, prepare_study
+from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_shipper import Shipper
@@ -53,13 +54,15 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
     observer.say(f"store {folder}")
     with lock_study(folder, config.name), naming_interrupts():
         storage = open_storage(folder)
-        refuse_other_settings(storage, config)
+        config = settle_paths(config)
+        weights = hash_files(config)
+        refuse_other_settings(storage, config, weights)
         warn_of_frozen_noise(config, observer)
         threads = find_threads(storage, config, num_workers=1)
         with open_executor(folder, config.name, threads=threads, device=device) as executor:
-            fetch_weights(config.model)
+            fetch_weights(config, observer)
             prepared = prepare_study(config, folder, data=data, observer=observer)
-            study, facts = open_study(storage, prepared.config, build_facts(prepared, threads))
+            study, facts = open_study(storage, prepared.config, build_facts(prepared, threads, weights))
             announce_anchors(facts, observer)
             mlflow = MlflowStore(folder)
             with open_parent(mlflow, config, facts, observer) as (parent, shipper):
@@ -105,16 +108,6 @@ def check_dataset_exists(root: str) -> None:
         index_split(root, "train")
 
 
-def fetch_weights(model: ModelConfig) -> None:
-    """Have pretrained weights at hand before the first trial wants them. Raises WeightsError: they cannot be had."""
-    if model.weights != "none":
-        from cityopt.models.weights import fetch_file, find_url
-
-        url = find_url(model)
-        if url is not None:
-            fetch_file(url)
-
-
 def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:
     """Return the executor of a study: one worker on this machine. Raises ConfigError: there is no such device."""
     if device not in ("auto", "cpu"):
@@ -122,7 +115,7 @@ def open_executor(store: Path, study: str, *, threads: int, device: str) -> Exec
     return LocalExecutor(num_workers=1, threads=threads, device=device, log_folder=store / "logs" / study)
 
 
-def build_facts(prepared: PreparedStudy, threads: int) -> StudyFacts:
+def build_facts(prepared: PreparedStudy, threads: int, weights: Mapping[str, str]) -> StudyFacts:
     """Return what a study that begins now would fix for good."""
     return StudyFacts(
         root=str(prepared.root),
@@ -133,6 +126,7 @@ def build_facts(prepared: PreparedStudy, threads: int) -> StudyFacts:
         num_holdout=len(prepared.holdout),
         threads=threads,
         anchors=prepared.anchor_report,
+        weights=dict(weights),
     )
 
 

@@ -187,12 +187,12 @@ def test_metric_without_a_value_stops_the_study_with_the_reason(tiny_store):
 
 
 def test_weights_that_cannot_be_downloaded_are_refused_with_the_place_to_put_them(refuse, monkeypatch, tmp_path):
-    import torch
+    from cityopt.models import weights
 
     def fail(*_, **__):
         raise URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(weights, "urlopen", fail)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     message = refuse("--set", "model.weights=imagenet", "--set", "model.stem_channels=64")
     assert str(tmp_path / "hub" / "hub" / "checkpoints" / "resnet18") in message and "https://" in message
@@ -212,7 +212,7 @@ def begun(tiny_store) -> Path:
     """A store where the tiny study was begun and one trial failed."""
     study_config = load_study(str(STUDY))
     prepared = prepare_study(study_config, tiny_store, data=None, observer=Observer())
-    study, _ = open_study(open_storage(tiny_store), prepared.config, build_facts(prepared, threads=1))
+    study, _ = open_study(open_storage(tiny_store), prepared.config, build_facts(prepared, threads=1, weights={}))
     study.add_trial(create_trial(state=TrialState.FAIL))
     return tiny_store
 

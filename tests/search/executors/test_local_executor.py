@@ -29,7 +29,7 @@ TINY = Path(__file__).parents[2] / "studies" / "tiny.yaml"
 @pytest.fixture(scope="module")
 def prepared(template_store: Path) -> tuple[StudyFacts, Path]:
     study = prepare_study(load_study(str(TINY)), template_store, data=None, observer=Observer())
-    return build_facts(study, threads=1), cache_folder(template_store)
+    return build_facts(study, threads=1, weights={}), cache_folder(template_store)
 
 
 @pytest.fixture
