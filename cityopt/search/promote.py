@@ -36,6 +36,7 @@ from cityopt.search.study import load_stored_study, lock_study, open_storage, re
 from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
+from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
     CHAMPION,
@@ -100,7 +101,7 @@ def run_promotion(
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
         run = build_promotion_config(config, facts, winner, settings, root=root, device=device, store=folder)
-        mlflow = MlflowStore(folder)
+        mlflow = PatientStore(folder, on_wait=observer.say)
         with (
             open_executor(folder, name, threads=facts.threads, device=device) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),

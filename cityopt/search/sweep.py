@@ -22,6 +22,7 @@ from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, pr
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.store import describe_option, open_store
+from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
@@ -64,7 +65,7 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
             prepared = prepare_study(config, folder, data=data, observer=observer)
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads, weights))
             announce_anchors(facts, observer)
-            mlflow = MlflowStore(folder)
+            mlflow = PatientStore(folder, on_wait=observer.say)
             with open_parent(mlflow, config, facts, observer) as (parent, shipper):
                 _describe_study(parent, prepared, facts)
                 coordinator = Coordinator(

@@ -222,7 +222,7 @@ class MlflowStore:
         if found is None:
             return self._create_experiment(study)
         if found.lifecycle_stage != "active":
-            raise StoreError(
+            raise RefusedError(
                 f"the MLflow experiment {study!r} must not be deleted, but it is. Restore it with: "
                 f"MLFLOW_TRACKING_URI={self.tracking_uri} mlflow experiments restore -x {found.experiment_id} "
                 "or begin another study with --name NEW."

@@ -1,0 +1,95 @@
+"""MLflow for a coordinator that cannot go on without an answer: a server that is away is asked again for a while.
+
+What a run records never waits for MLflow: it goes to the run's folder, and the shipper has a patience of its own.
+But a run must be made, or found, before its training can begin.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from cityopt.errors import StoreError
+from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
+
+T = TypeVar("T")
+PATIENCE_S = 120.0
+_LONGEST_PAUSE_S = 15.0
+
+
+class PatientStore(MlflowStore):
+    """A store whose server may be away for up to `PATIENCE_S` seconds; a database on this machine never is.
+
+    `on_wait` takes a line for the user when the waiting begins and when it ends. A method that waited in vain raises
+    StoreError, which says that nothing is lost.
+    """
+
+    def __init__(self, store: Path, tracking_uri: str | None = None, *, on_wait: Callable[[str], None]) -> None:
+        super().__init__(store, tracking_uri)
+        self._on_wait = on_wait
+
+    def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
+        """Return the id of a study's parent run, running again, made where it is missing."""
+        return self._insist(lambda: MlflowStore.open_parent(self, study, tags))
+
+    def create_run(
+        self,
+        study: str,
+        name: str,
+        kind: str,
+        tags: Mapping[str, object] | None = None,
+        start_ms: int | None = None,
+    ) -> str:
+        """Create a child run of a study. A run that an unanswered request made already is taken, not made twice."""
+
+        def find_or_create() -> str:
+            found = MlflowStore.find_run(self, study, name)
+            return found or MlflowStore.create_run(self, study, name, kind, tags, start_ms)
+
+        return self._insist(lambda: MlflowStore.create_run(self, study, name, kind, tags, start_ms), find_or_create)
+
+    def find_run(self, study: str, name: str) -> str | None:
+        """Return the id of a study's newest run of this name, None where there is none."""
+        return self._insist(lambda: MlflowStore.find_run(self, study, name))
+
+    def reopen_run(self, run_id: str) -> None:
+        """Make an ended run RUNNING again, to go on with it."""
+        self._insist(lambda: MlflowStore.reopen_run(self, run_id))
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
+        """Name a dataset as input of a run."""
+        self._insist(lambda: MlflowStore.log_dataset(self, run_id, name, digest, source, context))
+
+    def _insist(self, ask: Callable[[], T], ask_again: Callable[[], T] | None = None) -> T:
+        """Ask until there is an answer, a refusal, or no patience left."""
+        begin, pause = time.monotonic(), 1.0
+        while True:
+            try:
+                answer = ask()
+            except RefusedError:
+                raise
+            except StoreError as error:
+                waited = time.monotonic() - begin
+                if self.is_embedded:
+                    raise
+                if waited + pause > PATIENCE_S:
+                    raise self._give_up(error, waited) from error
+                if pause == 1.0:
+                    self._on_wait(f"{_end(error)} It is asked again for up to {PATIENCE_S:.0f} s.")
+            else:
+                if pause > 1.0:
+                    self._on_wait("MLflow answers again.")
+                return answer
+            time.sleep(pause)
+            ask, pause = ask_again or ask, min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _give_up(self, error: StoreError, waited: float) -> StoreError:
+        return StoreError(
+            f"{_end(error)} MLflow at {self.tracking_uri} was asked for {waited:.0f} s. Nothing is lost: all that is "
+            f"finished is in {self.store}. When MLflow answers again, the same command goes on."
+        )
+
+
+def _end(error: StoreError) -> str:
+    """Return an error as a sentence: MLflow's own have no full stop."""
+    return f"{str(error).rstrip().removesuffix('.')}."
