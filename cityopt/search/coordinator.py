@@ -8,17 +8,19 @@ told, and Optuna is told before MLflow shows it. What the next start finds half 
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.dimension import Scalar
-from cityopt.errors import CityoptError, ConfigError, DataError
+from cityopt.errors import CityoptError, ConfigError, DataError, StoreError
 from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
@@ -28,7 +30,7 @@ from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
-from cityopt.tracking.run_folder import LAST, RunFolder, Status, read_status, write_status
+from cityopt.tracking.run_folder import FULL, LAST, RunFolder, Status, read_status, tolerating_full_disk, write_status
 
 ATTEMPTS = "cityopt:attempts"
 MAX_STALLED = 3
@@ -38,6 +40,7 @@ OPTUNA_SEES_PRUNED = ("nan", "oom")
 STOPS_STUDY: dict[str, type[CityoptError]] = {"data": DataError, "config": ConfigError}
 """Reasons that would fail every trial."""
 
+_KEPT = "The study stops and keeps its trial: once that is mended, the same command goes on."
 _LOG = logging.getLogger(__name__)
 
 
@@ -81,7 +84,8 @@ class Coordinator:
     def run(self, parent: RunFolder) -> None:
         """Finish what an earlier coordinator left, then run trials to the end.
 
-        Raises DataError or ConfigError when a trial failed for a reason that would fail every other.
+        Raises DataError or ConfigError when a trial failed for a reason that would fail every other, StoreError when
+        the disk is full.
         """
         self._parent = parent
         try:
@@ -91,8 +95,15 @@ class Coordinator:
                 while not self.interrupt.is_set and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StoreError(f"{self.store}: {error.strerror}. {_KEPT}") from error
+        except StorageInternalError as error:
+            raise StoreError(f"{self.store / 'optuna.db'} cannot be written: {error.__cause__}. {_KEPT}") from error
         finally:
-            self._leave_running()
+            with tolerating_full_disk(), suppress(StorageInternalError):  # the next start does without these notes
+                self._leave_running()
 
     def _fill_slots(self) -> bool:
         """Start trials on free slots; say whether there is anything left to wait for."""
@@ -185,6 +196,9 @@ class Coordinator:
         if event.outcome == "lost":
             self.observer.say(f"{running.config.name}: {event.message}; it is tried again from its last epoch.")
             self._adopted.insert(0, running.trial)
+        elif event.reason == "disk":  # says nothing about the trial, and would fail every other
+            self._running[running.run_id] = running
+            raise StoreError(f"{running.config.name}: {event.message} {_KEPT}")
         elif event.outcome == "failed":
             self._end(running, Status("failed", event.reason, event.message, seconds))
             if event.reason in STOPS_STUDY:

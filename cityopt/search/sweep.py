@@ -25,7 +25,7 @@ from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import RunFolder, begin_attempt, write_json
+from cityopt.tracking.run_folder import RunFolder, begin_attempt, tolerating_full_disk, write_json
 from cityopt.training.objective import check_objective
 
 INTERRUPTED = 130
@@ -160,11 +160,9 @@ def open_parent(
     try:
         mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)
         yield parent, shipper
-    except StoppedError:
-        shipper.end(run_id, "FINISHED")
-        raise
-    except BaseException:
-        shipper.end(run_id, "FAILED")
+    except BaseException as error:
+        with tolerating_full_disk():
+            shipper.end(run_id, "FINISHED" if isinstance(error, StoppedError) else "FAILED")
         raise
     else:
         shipper.end(run_id, "FINISHED")

@@ -16,13 +16,15 @@ written once: what is recorded first stays, as in MLflow, so that an interrupted
 NaN and infinities are stored as the texts "NaN", "Infinity" and "-Infinity", since JSON has no such numbers.
 """
 
+import errno
 import json
 import math
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -30,6 +32,8 @@ from typing import Any, Literal
 from cityopt.errors import StoreError
 
 ATTEMPT, PARAMS, METRICS, ARTIFACTS = "attempt.json", "params.json", "metrics.jsonl", "artifacts"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that say that a disk, or a user's share of it, is full."""
 LAST, BEST, LOG, STATUS = "last.pt", "best.pt", "log.txt", "status.json"
 
 
@@ -276,6 +280,16 @@ def link_atomically(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, partial)
     partial.replace(target)
+
+
+@contextmanager
+def tolerating_full_disk() -> Iterator[None]:
+    """Leave out the rest of a block when the disk is full: for notes that the next start can do without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 def _append_line(path: Path, line: bytes) -> None:

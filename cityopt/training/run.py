@@ -5,7 +5,6 @@ at the end of an epoch `last.pt` is replaced (it holds the whole metrics history
 the tracker, then `on_epoch` hears of it. Whatever a kill cut off is made up for by the next call.
 """
 
-import errno
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from cityopt.runtime import (
     set_threads,
 )
 from cityopt.settings import validate
-from cityopt.tracking.run_folder import BEST, LAST, Tracker, link_atomically
+from cityopt.tracking.run_folder import BEST, FULL, LAST, Tracker, link_atomically
 from cityopt.training.checkpoint import (
     EpochRecord,
     TrainingState,
@@ -303,6 +302,6 @@ def naming_failures() -> Iterator[None]:
             raise
         raise TrainingError("oom", f"memory ran out. Lower training.batch_size or data.size. {error}") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise TrainingError("disk", f"the disk is full. Free some space. {error}") from error

@@ -1,12 +1,15 @@
 """The coordinator with scripted workers and a real MLflow: every way a trial ends, and a kill at every write."""
 
+import errno
 import os
 import signal
+import sqlite3
 import uuid
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from scripted_executor import (
     AP,
@@ -21,7 +24,7 @@ from scripted_executor import (
 )
 from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
-from cityopt.errors import ConfigError, DataError
+from cityopt.errors import ConfigError, DataError, StoreError
 from cityopt.runtime import derive_seed
 from cityopt.search import coordinator as module
 from cityopt.search.coordinator import Coordinator, run_folder
@@ -198,7 +201,6 @@ def test_last_epoch_is_never_pruned_when_a_rung_stands_there(bench):
         ("nan", TrialState.PRUNED, {"nan": 1.0}),
         ("oom", TrialState.PRUNED, {"oom": 1.0}),
         ("crash", TrialState.FAIL, {}),
-        ("disk", TrialState.FAIL, {}),
         ("hung", TrialState.FAIL, {}),
     ],
 )
@@ -225,6 +227,50 @@ def test_study_stops_when_a_reason_would_fail_every_trial(bench, reason, error):
     assert {run.info.status for run in it.runs().values()} == {"FAILED"}
     it.live(always(0.1, 0.2, 0.3))  # mended, it goes on
     assert [trial.state for trial in it.study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 2
+
+
+def test_study_stops_and_keeps_its_trial_when_the_disk_is_full(bench):
+    it = bench(trials=2)
+    full = {"trial-0001": Script((0.1,), reason="disk")}
+    with pytest.raises(StoreError, match=r"trial-0001: it was disk.*same command goes on"):
+        it.live(lambda config, attempt: full.get(config.name, Script((0.3, 0.2, 0.1))))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert [s.state for s in describe_trials(it.study, live=False)] == ["complete", "waiting"]
+    assert it.runs()["trial-0001"].info.status == "KILLED"
+    for _ in range(4):  # never held against the trial
+        with pytest.raises(StoreError):
+            it.live(always(0.1, reason="disk"))
+    executor = it.live(always(0.1, 0.2, 0.3))
+    assert [job.config.name for job in executor.jobs] == ["trial-0001"]
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 2
+    assert it.curve("trial-0001") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, StoreError), (errno.EDQUOT, StoreError), (errno.EIO, OSError)]
+)
+def test_coordinator_says_so_when_it_meets_a_full_disk_itself(bench, monkeypatch, number, error):
+    def refuse(folder, status):
+        raise OSError(number, os.strerror(number))
+
+    it = bench(trials=1)
+    with monkeypatch.context() as patch, pytest.raises(error, match=os.strerror(number)):
+        patch.setattr(module, "write_status", refuse)
+        it.live(always(0.1, 0.2, 0.3))
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE]
+
+
+def test_coordinator_says_so_when_the_trials_cannot_be_written(bench, monkeypatch):
+    def refuse(*_):
+        raise StorageInternalError from sqlite3.OperationalError("database or disk is full")
+
+    it = bench(trials=1)
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"optuna.db .*disk is full"):
+        patch.setattr(MortalStorage, "set_trial_intermediate_value", refuse)
+        it.live(always(0.1, 0.2, 0.3))
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE]
 
 
 def test_trial_goes_on_under_its_number_and_seed_when_its_worker_is_lost(bench):
