@@ -77,7 +77,7 @@ def sweep(
     with open_observer(console) as observer:
         summary = run_sweep(config, store=store, data=data, device=device, observer=observer)
     print_leaderboard(console, read_status(summary.store, config.name))
-    console.print(summary.advice, highlight=False, soft_wrap=True)
+    console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
 
 
@@ -224,7 +224,8 @@ def data_synth(
             with_coarse=with_coarse,
             progress=lambda done, total: observer.show_preparation("scenes", done, total),
         )
-    console.print(f"{num_images} scenes in {out}. Look at them, or: cityopt data check --data {out}", soft_wrap=True)
+    text = f"{num_images} scenes in {out}. Look at them, or: cityopt data check --data {out}"
+    console.print(text, soft_wrap=True, markup=False)
 
 
 def _load(

@@ -129,3 +129,9 @@ def test_home_is_written_out_whichever_command_reads_the_store(call, tmp_path, m
 def test_promotion_refuses_a_setting_that_has_no_effect_before_anything_else(call, tmp_path):
     code, out, err = call("promote", "--study", "x", "--store", tmp_path / "store", "--set", "search.trials=3")
     assert (code, out) == (1, "") and "search.trials" in err and "training.*" in err
+
+
+def test_square_brackets_in_a_path_are_printed_as_they_are(call, tmp_path):
+    out = tmp_path / "[bold]scenes[/x]"
+    code, said, err = call("data", "synth", out, "--num-images", 3, "--size", "64x128")
+    assert (code, err) == (0, "") and f"cityopt data check --data {out}" in said

@@ -1,9 +1,10 @@
 """What a study may say: every refusal names the file, the key and the fix."""
 
+import re
+
 import pytest
 
 from cityopt.config import StudyConfig, check_promoted
-from cityopt.dimension import Dimension
 from cityopt.errors import ConfigError
 from cityopt.study_file import load_study
 
@@ -112,25 +113,6 @@ def test_load_refuses_a_baseline_when_it_lies_outside_the_space(write_study, bas
     assert "street.yaml" in str(error.value) and rest in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("dimension", "inside", "outside"),
-    [
-        (Dimension(type="float", low=0.1, high=1), [0.1, 1, 0.5], [0.05, 1.1, True, "0.5"]),
-        (Dimension(type="int", low=1, high=3), [1, 2, 3, 2.0], [0, 4, 2.5, True]),
-        (Dimension(type="categorical", choices=("sgd", 3)), ["sgd", 3], ["adam", 4]),
-    ],
-)
-def test_dimension_admits_what_lies_in_it(dimension, inside, outside):
-    assert all(map(dimension.admits, inside)) and not any(map(dimension.admits, outside))
-
-
-def test_dimension_shows_all_its_values_when_they_are_few():
-    assert Dimension(type="int", low=1, high=7, step=2).examples() == (1, 3, 5, 7)
-    assert Dimension(type="int", low=1, high=1000).examples() == (1, 1000)
-    assert Dimension(type="float", low=1, high=2).examples() == (1.0, 2.0)
-    assert Dimension(type="categorical", choices=("a", "b")).examples() == ("a", "b")
-
-
 TABLE = {"sizes": [[4.5] * 3, [9.0] * 3, [18.0] * 3, [36.0] * 3, [72.0] * 3], "ratios": [[0.5, 1, 2]] * 5}
 
 
@@ -180,3 +162,35 @@ def test_setting_of_a_promotion_is_refused_with_those_it_heeds_when_it_has_no_ef
 
 def test_settings_of_a_promotion_are_taken_when_they_have_an_effect():
     check_promoted(["training.epochs", "model.freeze_depth", "data.size", "data.hflip"], "--set")
+
+
+@pytest.mark.parametrize(("fraction", "min_epochs"), [(0.5, 6), (0.25, 3), (0.3, 3), (1.0, 12)])
+def test_pruning_is_refused_when_it_could_begin_before_the_warm_up_is_over(write_study, fraction, min_epochs):
+    content = {
+        "training": {"epochs": 12, "warmup_fraction": fraction},
+        "search": {"pruner": {"name": "asha", "min_epochs": min_epochs}},
+    }
+    with pytest.raises(ConfigError, match=rf"min_epochs` must lie beyond the warm-up.*but got {min_epochs}"):
+        load_study(write_study(content))
+    content["search"]["pruner"]["name"] = "none"
+    load_study(write_study(content))
+
+
+def test_pruning_is_taken_when_it_begins_beyond_the_warm_up(write_study):
+    content = {"training": {"epochs": 12, "warmup_fraction": 0.25}, "search": {"pruner": {"min_epochs": 4}}}
+    assert load_study(write_study(content)).search.pruner.min_epochs == 4
+
+
+@pytest.mark.parametrize(
+    "key", ["data.num_images", "data.root", "data.holdout_fraction", "data.synthetic.seed", "model.anchors"]
+)
+def test_space_is_refused_when_it_holds_what_is_fixed_for_all_trials(write_study, key):
+    """Another value per trial would give each trial other images or anchors, and scores that do not compare."""
+    space = {key: {"type": "categorical", "choices": ["kmeans"]}}
+    with pytest.raises(ConfigError, match=rf"cannot hold '{re.escape(key)}'.*data.hflip and data.scale_jitter"):
+        load_study(write_study(search(space)))
+
+
+def test_space_takes_how_images_are_augmented(write_study):
+    space = {"data.hflip": {"type": "float", "low": 0, "high": 1}}
+    assert list(load_study(write_study(search(space))).search.space) == ["data.hflip"]

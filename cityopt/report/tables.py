@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cityopt.dimension import Scalar
@@ -62,7 +63,7 @@ def format_seconds(seconds: float | None) -> str:
 
 def _format_row(trial: "TrialStatus", keys: list[str]) -> list[str]:
     state = f"[{STATE_STYLES[trial.state]}]{trial.state}[/]" + (f" ({trial.reason})" if trial.reason else "")
-    settings = [_format_scalar(trial.params[key]) if key in trial.params else "" for key in keys]
+    settings = [escape(_format_scalar(trial.params[key])) if key in trial.params else "" for key in keys]
     return [
         str(trial.number),
         state,
@@ -79,7 +80,8 @@ def _format_scalar(value: Scalar) -> str:
 
 def print_promotion(console: Console, promotion: "Promotion") -> None:
     """Print what full training brought, on the same images and by the same protocol, and where the model is."""
-    title = f"{promotion.name} of {promotion.study}: trial {promotion.trial} ({format_settings(promotion.settings)})"
+    settings = escape(format_settings(promotion.settings))
+    title = f"{promotion.name} of {promotion.study}: trial {promotion.trial} ({settings})"
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in ("images", "metric", "trial", "promoted", "difference", ""):
         table.add_column(heading, justify="right" if heading in ("trial", "promoted", "difference") else "left")
@@ -118,7 +120,7 @@ def print_anchors(console: Console, report: dict[str, Any]) -> None:
 
 def print_check(console: Console, found: dict[str, Any]) -> None:
     """Print what a dataset holds and what is wrong with it."""
-    table = Table(title=str(found["root"]), title_justify="left", title_style="bold")
+    table = Table(title=escape(str(found["root"])), title_justify="left", title_style="bold")
     for heading in ("split", "images", "labels", "problems"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split, part in found["splits"].items():
@@ -126,6 +128,7 @@ def print_check(console: Console, found: dict[str, Any]) -> None:
     console.print(table)
     for split, part in found["splits"].items():
         for problem in part["problems"][:_MAX_PROBLEMS]:
-            console.print(f"{split}: {problem['file']}: {problem['problem']}", highlight=False, soft_wrap=True)
+            text = f"{split}: {problem['file']}: {problem['problem']}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
         if len(part["problems"]) > _MAX_PROBLEMS:
             console.print(f"{split}: … and {len(part['problems']) - _MAX_PROBLEMS} more; all of them with --json")

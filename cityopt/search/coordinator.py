@@ -28,6 +28,7 @@ from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.preparation import cache_folder
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
+from cityopt.search.study import name_cause
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
 from cityopt.tracking.run_folder import FULL, LAST, RunFolder, Status, read_status, tolerating_full_disk, write_status
@@ -100,7 +101,7 @@ class Coordinator:
                 raise
             raise StoreError(f"{self.store}: {error.strerror}. {_KEPT}") from error
         except StorageInternalError as error:
-            raise StoreError(f"{self.store / 'optuna.db'} cannot be written: {error.__cause__}. {_KEPT}") from error
+            raise StoreError(f"{self.store / 'optuna.db'} cannot be written: {name_cause(error)}. {_KEPT}") from error
         finally:
             with tolerating_full_disk(), suppress(StorageInternalError):  # the next start does without these notes
                 self._leave_running()

@@ -5,6 +5,7 @@ other weights would not compare.
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,20 @@ def fetch_weights(config: StudyConfig, observer: Observer) -> None:
 
 def _list_addresses(config: StudyConfig) -> list[str]:
     """Return where the weights of all trials come from. A searched pair that does not exist may be none of a trial."""
+    names = [name for name in _list_values(config, KEY) if name != "none"]
+    if not names:
+        return []
     from cityopt.models.weights import find_url
 
     found: dict[str, None] = {}
-    for name in _list_values(config, KEY):
-        for backbone in _list_values(config, "model.backbone") if name != "none" else ():
-            try:
-                url = find_url(replace_section(config.model, weights=name, backbone=backbone))
-            except WeightsError:
-                if not {KEY, "model.backbone"} & config.search.space.keys():
-                    raise
-            else:
-                found |= {url: None} if url else {}
+    for name, backbone in itertools.product(names, _list_values(config, "model.backbone")):
+        try:
+            url = find_url(replace_section(config.model, weights=name, backbone=backbone))
+        except WeightsError:
+            if not {KEY, "model.backbone"} & config.search.space.keys():
+                raise
+        else:
+            found |= {url: None} if url else {}
     return list(found)
 
 

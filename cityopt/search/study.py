@@ -48,10 +48,17 @@ def open_storage(store: Path) -> RDBStorage:
         storage.get_all_studies()
     except (SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
         raise StoreError(
-            f"{path} must be a database of trials that can be written, but cannot be opened: {error}. "
+            f"{path} must be a database of trials that can be written, but cannot be opened: {name_cause(error)}. "
             "Restore the file, or give another store with --store DIR."
         ) from error
     return storage
+
+
+def name_cause(error: BaseException) -> str:
+    """Return what the database itself said, without the statement and the links that are put around it."""
+    while (inner := getattr(error, "orig", None) or error.__cause__) is not None:
+        error = inner
+    return str(error)
 
 
 def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) -> int:

@@ -1,6 +1,7 @@
 """What people read: durations, settings, and tables that hold what the study holds."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,13 @@ def test_check_lists_problems_up_to_a_few(console):
     assert cells(console) == [["train", "20", "19", "13"]]
     assert "train: train/0.png: is truncated" in lines(console)
     assert lines(console)[-1].startswith("train: … and 3 more")
+
+
+def test_square_brackets_are_printed_as_they_are(console):
+    problems = [{"file": "train/[v1]/0.png", "problem": "is [/truncated]"}]
+    splits = {"train": {"images": 1, "labels": 1, "problems": problems}}
+    print_check(console, {"root": "/data/[bold]/x", "splits": splits})
+    assert "/data/[bold]/x" in lines(console)[0] and "train: train/[v1]/0.png: is [/truncated]" in lines(console)
+    found = replace(trial(0, "complete", 0.5), params={"model.weights": "/[red]/a.pt"})
+    print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", found, [found]))
+    assert any("/[red]/a.pt" in line for line in lines(console))

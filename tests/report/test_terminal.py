@@ -117,3 +117,16 @@ def test_cursor_comes_back_when_the_process_leaves_at_once(tmp_path, is_terminal
 def test_last_line_is_dropped_when_there_is_nowhere_to_write_it():
     observer = open_observer(Console(file=io.StringIO()))
     observer.leave("Left at once.")
+
+
+@pytest.mark.parametrize("kind", [PlainObserver, LiveObserver])
+def test_square_brackets_are_printed_as_they_are(kind):
+    """Rich would take them for styles, and a closing one for a mistake."""
+    console = Console(file=io.StringIO(), width=200)
+    with kind(console) as observer:
+        observer.say("store /data/[bold]/x[/y]")
+        observer.show_preparation("reading [v1]", 1, 1)
+        observer.begin_run("trial-0000", {"model.weights": "/data/[red]/a.pt"}, resumed=False)
+        observer.end_run("trial-0000", "failed", None, "nan", is_best=False)
+    text = console.file.getvalue()
+    assert all(part in text for part in ("store /data/[bold]/x[/y]", "reading [v1]", "/data/[red]/a.pt"))

@@ -24,7 +24,7 @@ from scripted_executor import (
 )
 from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
-from cityopt.errors import ConfigError, DataError, StoreError
+from cityopt.errors import ConfigError, DataError, StoppedError, StoreError
 from cityopt.runtime import derive_seed
 from cityopt.search import coordinator as module
 from cityopt.search.coordinator import Coordinator, run_folder
@@ -327,6 +327,18 @@ def test_parent_run_shows_the_best_as_it_climbs_when_trials_end(bench):
     it.live(by_number(scripts), trials=2)
     it.live(by_number(scripts))
     assert it.curve(it.config.name, f"best/{AP}") == [(0, 0.2), (1, 0.2), (2, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DataError, "FAILED"), (ZeroDivisionError, "FAILED"), (StoppedError, "FINISHED")]
+)
+def test_parent_run_ends_when_something_fails_before_the_first_trial(bench, error, status):
+    it = bench(trials=1)
+    mlflow = MlflowStore(it.store)
+    with pytest.raises(error, match="too early"), open_parent(mlflow, it.config, FACTS, Observer()):
+        assert it.runs()[it.config.name].info.status == "RUNNING"
+        raise error("too early")
+    assert it.runs()[it.config.name].info.status == status
 
 
 def test_interrupt_leaves_nothing_running_when_ctrl_c_comes_in_a_trial(bench):

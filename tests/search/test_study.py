@@ -129,6 +129,14 @@ def test_unknown_study_is_refused_with_the_known_ones_when_loaded(begun):
         load_stored_study(open_storage(begun), "smal")
 
 
+@pytest.mark.parametrize("content", [b"rubbish" * 1000, b"SQLite format 3\0" + bytes(5000)])
+def test_storage_is_refused_by_name_when_it_is_broken(tmp_path, content):
+    (tmp_path / "optuna.db").write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{tmp_path / 'optuna.db'} must be a database of trials.*--store DIR"):
+        open_storage(tmp_path)
+    assert (tmp_path / "optuna.db").read_bytes() == content
+
+
 def test_storage_is_in_wal_mode_when_opened(begun):
     with open_storage(begun).engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"

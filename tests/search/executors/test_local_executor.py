@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,37 @@ def test_error_names_the_log_when_workers_cannot_start(tmp_path, monkeypatch):
         pytest.raises(StoreError, match=r"die before they are ready \(exit code 1\).*worker-0\.log"),
     ):
         watch(executor, lambda event: False)
+
+
+_STAND_IN = """#!{python}
+import json, os, sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[3]))
+pipe.send_bytes(json.dumps(dict(type="ready", device="cpu")).encode())
+while True:
+    message = json.loads(pipe.recv_bytes())
+    ending = dict(type="ended", run_id=message["run_id"], outcome="failed", reason=message["run_id"], message="")
+    pipe.send_bytes(json.dumps(ending).encode())
+"""
+
+
+@pytest.mark.parametrize(("reason", "is_replaced"), [("oom", True), ("crash", True), ("nan", False), ("data", False)])
+def test_worker_is_replaced_when_a_failure_may_have_poisoned_it(tmp_path, monkeypatch, make_job, reason, is_replaced):
+    """With a process that speaks the protocol and fails each job for the reason that the job names."""
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text(_STAND_IN.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    monkeypatch.setattr("cityopt.search.executors.local.sys.executable", str(stand_in))
+    with LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor:
+        pids = []
+        for number in range(2):
+            executor.submit(replace(make_job(number), run_id=reason))
+            seen = watch(executor, ended)
+            assert (seen[-1].run_id, seen[-1].outcome, seen[-1].reason) == (reason, "failed", reason)
+            assert executor.num_free == 1
+            pids.append(read_attempt(tmp_path / f"run-{number}").pid)
+        assert (pids[0] != pids[1]) == is_replaced
+        assert (read_start_time(pids[0]) == 0.0) == is_replaced
 
 
 def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path):

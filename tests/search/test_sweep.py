@@ -1,0 +1,86 @@
+"""What a sweep says and refuses before its first trial."""
+
+import optuna
+import pytest
+from scripted_executor import ScriptedExecutor
+from small_studies import DEPTH, FACTS, FLAT, make_config
+
+from cityopt.errors import ConfigError, StoppedError, StudyError
+from cityopt.search import sweep
+from cityopt.search.observer import Observer
+from cityopt.search.study import open_storage, open_study
+from cityopt.search.sweep import run_sweep, warn_of_frozen_noise
+from cityopt.settings import replace_settings
+
+RATE_ALONE = {key: FLAT[key] for key in FLAT if key != DEPTH}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def observer(said):
+    observer = Observer()
+    observer.say = said.append
+    return observer
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "deepest"),
+    [
+        ({"weights": "none", "freeze_depth": 3}, RATE_ALONE, 3),
+        ({"weights": "none", "freeze_depth": 0}, FLAT, 5),
+        ({"weights": "none", "freeze_depth": 0}, RATE_ALONE, None),
+        ({"weights": "imagenet", "freeze_depth": 3}, FLAT, None),
+    ],
+)
+def test_frozen_layers_are_warned_of_only_when_they_may_be_random(model, space, deepest, observer, said):
+    warn_of_frozen_noise(make_config(model=model, space=space), observer)
+    if deepest is None:
+        assert said == []
+    else:
+        (line,) = said
+        assert line.startswith(f"Warning: up to {deepest} backbone stages are frozen at random values")
+        assert "model.freeze_depth=0" in line
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fail where a sweep begins to cost anything."""
+
+    def refuse(*_, **__):
+        pytest.fail("work was begun")
+
+    for name in ("open_executor", "prepare_study", "fetch_weights", "PatientStore"):
+        monkeypatch.setattr(sweep, name, refuse)
+
+
+def test_other_settings_are_refused_before_any_work_is_begun(tmp_path, observer, no_work):
+    config = make_config()
+    open_study(open_storage(tmp_path), config, FACTS)
+    other = replace_settings(config, {"training.epochs": 7})
+    with pytest.raises(StudyError, match=r"training.epochs: was 6, now 7"):
+        run_sweep(other, store=tmp_path, data="synthetic", device="cpu", observer=observer)
+
+
+def test_objective_is_refused_before_a_store_is_made(tmp_path, observer, no_work):
+    with pytest.raises(ConfigError, match=r"`search.metric`.*'val/ap'.*val/coco/segm/ap"):
+        run_sweep(
+            make_config(metric="val/ap"), store=tmp_path / "store", data="synthetic", device="cpu", observer=observer
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_says_how_to_go_on_when_it_comes_in_the_preparation(tmp_path, observer, monkeypatch):
+    executor = ScriptedExecutor(lambda config, attempt: pytest.fail("a trial was begun"))
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "open_executor", lambda *_, **__: executor)
+    monkeypatch.setattr(sweep, "prepare_study", interrupt)
+    with pytest.raises(StoppedError, match="same command goes on"):
+        run_sweep(make_config(), store=tmp_path, data="synthetic", device="cpu", observer=observer)
+    assert executor.is_closed and optuna.get_all_study_names(open_storage(tmp_path)) == []
