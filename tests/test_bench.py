@@ -39,6 +39,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
         ("validation-memory", ["validation-memory", "validation-memory-masks"]),
         ("semantic-confusion", ["semantic-confusion", "semantic-confusion-noise"]),
         ("coco-segm", ["coco-segm", "coco-evaluator"]),
+        ("cityscapes-ap", ["cityscapes-ap", "cityscapes-ap-growth"]),
     ],
 )
 def test_bench_prints_one_json_document_when_quick(bench: str, rows: list[str]) -> None:

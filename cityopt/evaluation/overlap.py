@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
+MAX_DIGITS = 7
+"""Of a count in base 32: enough for any image, and far from overflow."""
+
 
 @dataclass(frozen=True)
 class MaskRuns:
@@ -63,9 +66,10 @@ class RasterRuns:
 def find_raster_runs(raster: NDArray[Any]) -> RasterRuns:
     """Return the runs of a raster `(H, W)` that is not empty, down the columns, as long as they can be."""
     height, width = raster.shape
-    rows, columns = np.nonzero(raster[1:] != raster[:-1])
+    # In one dimension `nonzero` is ten times faster, and sorting the edges is faster than turning the raster, whose
+    # memory goes row by row.
+    rows, columns = np.divmod(np.flatnonzero(raster[1:] != raster[:-1]), width)
     tops = np.flatnonzero(raster[0, 1:] != raster[-1, :-1]) + 1
-    # A raster lies in memory row by row: to sort the edges is several times faster than to turn the pixels.
     starts = np.sort(np.concatenate(([0], columns * height + rows + 1, tops * height)))
     column = starts // height
     values = raster[starts - column * height, column]
@@ -77,56 +81,70 @@ def decode_runs(codes: Sequence["Rle"]) -> MaskRuns:
 
     Raises DataError: a code that is no code, or does not cover its image exactly.
     """
-    counts, sizes = _decode_counts([code["counts"] for code in codes])
+    if not codes:
+        return MaskRuns(*np.zeros((3, 0), dtype=np.int64))
+    numbers, sizes = _decode_numbers([code["counts"] for code in codes])
     firsts = np.cumsum(sizes) - sizes
-    owners = np.repeat(np.arange(len(codes)), sizes)
-    totals = np.bincount(owners, weights=counts, minlength=len(codes))
-    pixels = np.array([code["size"][0] * code["size"][1] for code in codes], dtype=np.int64)
-    for index in np.flatnonzero(
-        (totals != pixels) | (np.minimum.reduceat(counts, firsts) < 0 if len(codes) else False)
-    ):
+    num_runs = sizes // 2
+    pairs = _pair_counts(np.delete(numbers, firsts), sizes - 1, num_runs)
+    stops = np.cumsum(pairs.ravel())
+    totals = np.diff(np.append(0, stops)[2 * np.cumsum(num_runs)], prepend=0) + numbers[firsts]
+    _check_cover(codes, totals, np.minimum(_take_minima(pairs, num_runs), numbers[firsts]))
+    # Where the first run of a mask may start, less what the masks before it took.
+    offsets = numbers[firsts] - (np.cumsum(totals - numbers[firsts]) - (totals - numbers[firsts]))
+    ends = stops[::2] + np.repeat(offsets, num_runs)
+    return MaskRuns(np.repeat(np.arange(len(codes)), num_runs), ends - pairs[:, 0], ends)
+
+
+def _decode_numbers(texts: Sequence[bytes]) -> tuple[Ints, Ints]:
+    """Return the numbers of all codes one after the other, and how many each code has."""
+    digits = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)
+    text_ends = np.cumsum([len(text) for text in texts])
+    lasts = np.flatnonzero(digits < 32)
+    sizes = np.diff(np.searchsorted(lasts, text_ends), prepend=0)
+    num_digits = np.diff(lasts, prepend=-1)
+    if not sizes.all() or (digits > 63).any() or (digits[text_ends - 1] >= 32).any() or num_digits.max() > MAX_DIGITS:
+        raise DataError("a mask must be a compressed COCO run-length code, but its counts are something else.")
+    # The last digit is the highest, and has the sign.
+    numbers = (digits[lasts].astype(np.int64) ^ 16) - 16
+    for back in range(1, int(num_digits.max())):
+        longer = np.flatnonzero(num_digits > back)
+        numbers[longer] = numbers[longer] * 32 + (digits[lasts[longer] - back] & 31)
+    return numbers, sizes
+
+
+def _pair_counts(numbers: Ints, sizes: Ints, num_runs: Ints) -> Ints:
+    """Return each foreground run's pixels and those of the gap behind it, `(K, 2)`.
+
+    `numbers` are those of all codes without each one's first: differences to the number before the last, so that
+    both columns are running sums that begin anew with each mask.
+    """
+    is_odd = sizes % 2
+    pairs = np.zeros(2 * num_runs.sum(), dtype=np.int64)
+    pairs[np.arange(len(numbers)) + np.repeat(np.cumsum(is_odd) - is_odd, sizes)] = numbers
+    sums = np.concatenate((np.zeros((1, 2), dtype=np.int64), pairs.reshape(-1, 2).cumsum(axis=0)))
+    begins = np.cumsum(num_runs) - num_runs
+    counts: Ints = sums[1:] - np.repeat(sums[begins], num_runs, axis=0)
+    counts[(begins + num_runs - 1)[is_odd == 1], 1] = 0  # a mask that reaches the last pixel: no gap behind it
+    return counts
+
+
+def _take_minima(pairs: Ints, num_runs: Ints) -> Ints:
+    """Return each mask's least count, 0 for masks without runs."""
+    minima = np.zeros(len(num_runs), dtype=np.int64)
+    has_runs = num_runs > 0
+    if has_runs.any():
+        minima[has_runs] = np.minimum.reduceat(pairs.min(axis=1), (np.cumsum(num_runs) - num_runs)[has_runs])
+    return minima
+
+
+def _check_cover(codes: Sequence["Rle"], totals: Ints, minima: Ints) -> None:
+    pixels = np.array([code["size"][0] * code["size"][1] for code in codes])
+    for index in np.flatnonzero((totals != pixels) | (minima < 0)):
         raise DataError(
             f"a run-length code must cover its image exactly, with counts of 0 or more, but mask {index} covers "
-            f"{totals[index]:.0f} of {pixels[index]} pixels."
+            f"{totals[index]} of {pixels[index]} pixels."
         )
-    ends = np.cumsum(counts) - (np.cumsum(pixels) - pixels)[owners]
-    is_foreground = ((np.arange(len(counts)) - firsts[owners]) % 2 == 1) & (counts > 0)
-    return MaskRuns(owners[is_foreground], (ends - counts)[is_foreground], ends[is_foreground])
-
-
-def _decode_counts(texts: Sequence[bytes]) -> tuple[Ints, Ints]:
-    """Return the counts of all codes one after the other, and how many each code has."""
-    digits = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64) - 48
-    is_last = digits & 32 == 0
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    text_ends = np.cumsum(lengths)
-    if ((digits < 0) | (digits > 63)).any() or not is_last[text_ends[lengths > 0] - 1].all() or not lengths.all():
-        raise DataError("masks must be compressed COCO run-length codes, but got counts of other characters or none.")
-    lasts = np.flatnonzero(is_last)
-    firsts = np.concatenate(([0], lasts[:-1] + 1)) if lasts.size else lasts
-    places = np.arange(len(digits)) - np.repeat(firsts, lasts - firsts + 1)
-    if places.size and places.max() > 7:
-        raise DataError("the counts of a run-length code must be below 2^39, but got a longer number.")
-    numbers = np.add.reduceat((digits & 31) << 5 * places, firsts) if lasts.size else lasts
-    negative = digits[lasts] & 16 != 0
-    numbers = numbers - (negative.astype(np.int64) << 5 * (places[lasts] + 1))
-    sizes = np.diff(np.searchsorted(lasts, text_ends), prepend=0)
-    return _undo_differences(numbers, sizes), sizes
-
-
-def _undo_differences(numbers: Ints, sizes: Ints) -> Ints:
-    """Add to each number of a code, from the fourth on, the count before the last."""
-    counts = numbers.copy()
-    firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    indices = np.arange(len(numbers)) - firsts
-    for parity in (0, 1):
-        # The chain of a parity: 1, 3, 5 … and 2, 4, 6 …; the very first count stands alone.
-        chain = np.flatnonzero((indices % 2 == parity) & (indices > 0))
-        begins = indices[chain] == 2 - parity
-        sums = np.cumsum(numbers[chain])
-        before = (sums - numbers[chain])[begins]
-        counts[chain] = sums - before[np.cumsum(begins) - 1]
-    return counts
 
 
 def count_overlaps(masks: MaskRuns, num_masks: int, regions: RasterRuns, num_regions: int) -> Ints:

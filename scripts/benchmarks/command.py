@@ -24,6 +24,7 @@ BENCHES = {
     "validation-memory": ("validation_memory", "bench_validation_memory"),
     "semantic-confusion": ("semantic_confusion", "bench_semantic_confusion"),
     "coco-segm": ("coco_segm", "bench_coco_segm"),
+    "cityscapes-ap": ("cityscapes_ap", "bench_cityscapes_ap"),
 }
 """Names, and the module and function of each; a module is imported when its turn comes."""
 
