@@ -12,9 +12,9 @@ from unittest import mock
 import numpy as np
 from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official
 from cityscapesscripts.evaluation.instances2dict import instances2dict
+from hotcoco import mask as rle_mask
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction
@@ -29,7 +29,7 @@ def write_scenes(folder: Path, scenes: Sequence[tuple[NDArray[np.uint16], Predic
             zip(prediction.masks, prediction.classes, prediction.scores, strict=True)
         ):
             name = f"mask_{number:04d}_{index:04d}.png"
-            Image.fromarray(coco_mask.decode(code) * np.uint8(255)).save(folder / name, compress_level=1)
+            Image.fromarray(rle_mask.decode(dict(code)) * np.uint8(255)).save(folder / name, compress_level=1)
             lines.append(f"{name} {THING_LABELS[class_index - 1].id} {float(score)!r}\n")
         (folder / f"pred_{number:04d}.txt").write_text("".join(lines), encoding="utf-8")
 
