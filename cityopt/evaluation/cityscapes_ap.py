@@ -11,58 +11,32 @@ Where the official script dies of an IndexError (objects, and all predictions of
 Left out: AP100m and AP50m, which need distances that the public data does not hold.
 
 Names: `cityscapes/<ap|ap50>` and `cityscapes/<ap|ap50>/class/<name>`.
-Shapes: N predictions, R regions, G objects to be found in an image; T = 10 thresholds, 8 classes.
+Shapes: N predictions, T = 10 thresholds, 8 classes.
 
 Source: Cordts et al., "The Cityscapes Dataset", 2016, section 4.2; cityscapesScripts,
 evaluation/evalInstanceLevelSemanticLabeling.py.
 """
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import DataError
-from cityopt.evaluation.overlap import RasterRuns, count_overlaps, decode_runs, find_raster_runs
-from cityopt.labels import CLASS_OF_ID, LABELS, THING_NAMES
+from cityopt.evaluation.cityscapes_matching import ImageMatches, match_image
+from cityopt.labels import THING_NAMES
 
 if TYPE_CHECKING:
     from cityopt.models.masks import Prediction
 
 # As the official script has them, to the last bit: the sixth is .7500000000000002.
 THRESHOLDS: NDArray[np.float64] = np.arange(0.5, 1.0, 0.05)
-MIN_AREA_PX = 100
 SUMMARIES: dict[str, slice] = {"ap": slice(None), "ap50": slice(1)}
 """Names, and the thresholds over which each is the mean."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-OTHER, VOID, FIRST_THING = 0, 1, 2
-"""Regions of a raster: all that matters to no prediction, what excuses any, and then one per instance or group."""
-LOWEST_ID, HIGHEST_VALUE = -1, 33999
-VOID_IDS = [label.id for label in LABELS if label.ignore_in_eval]
-KNOWN_IDS = {label.id for label in LABELS}
-
-
-@dataclass(frozen=True)
-class ImageMatches:
-    """All that an image adds to the score."""
-
-    object_classes: Ints
-    """`(G,)` classes 1..8 of the objects that are to be found."""
-    classes: Ints
-    """`(N,)` classes 1..8 of the predictions whose masks are not empty."""
-    scores: Floats
-    """`(N,)`"""
-    ious: Floats
-    """`(N,)` with the region of its class that a prediction meets best: above .5 there is one at most."""
-    objects: Ints
-    """`(N,)` that region's index in 0..G-1, or -1: a group, a small object or nothing."""
-    ignorable: Floats
-    """`(N,)` share of a prediction's pixels on void, groups and small objects of its class."""
 
 
 class CityscapesEvaluator:
@@ -90,7 +64,6 @@ class CityscapesEvaluator:
         self._refuse_when_done("add")
         if image_id in self._images:
             raise DataError(f"every image must be added once, but {image_id!r} came again.")
-        _check_prediction(image_id, raster, prediction)
         self._images[image_id] = match_image(image_id, raster, prediction)
 
     def merge(self, other: "CityscapesEvaluator") -> None:
@@ -133,89 +106,6 @@ class CityscapesEvaluator:
 def metric_names() -> list[str]:
     """Return the names of all metrics, in the order of `CityscapesEvaluator.summarize`."""
     return [f"cityscapes/{name}{part}" for name in SUMMARIES for part in ("", *(f"/class/{x}" for x in THING_NAMES))]
-
-
-def match_image(image_id: str, raster: NDArray[Any], prediction: "Prediction") -> ImageMatches:
-    """Reduce an image and its predictions to what the score needs."""
-    runs = find_raster_runs(raster)
-    values, areas, regions = _index_regions(image_id, runs)
-    pixels = count_overlaps(decode_runs(prediction.masks), len(prediction.masks), regions, FIRST_THING + len(values))
-    mask_areas = pixels.sum(axis=1)
-    classes = np.asarray(prediction.classes, dtype=np.int64)
-    thing_ids = np.where(values < 1000, values, values // 1000)
-    thing_classes = np.array([CLASS_OF_ID[value] for value in thing_ids.tolist()], dtype=np.int64)
-    is_group, is_small = values < 1000, areas < MIN_AREA_PX
-
-    shared = pixels[:, FIRST_THING:] * (classes[:, None] == thing_classes)
-    # A group that is also small counts twice, as officially.
-    ignorable = pixels[:, VOID] + shared @ (is_group.astype(np.int64) + is_small)
-    best, ious = _find_best(shared, mask_areas, areas)
-    is_object = ~(is_group | is_small)
-    objects = np.where(is_object, np.cumsum(is_object) - 1, -1)
-    kept = mask_areas > 0
-    return ImageMatches(
-        object_classes=thing_classes[is_object],
-        classes=classes[kept],
-        scores=np.asarray(prediction.scores, dtype=np.float64)[kept],
-        ious=ious[kept],
-        objects=(objects[best] if len(objects) else best - 1)[kept],
-        ignorable=ignorable[kept] / mask_areas[kept],
-    )
-
-
-def _find_best(shared: Ints, mask_areas: Ints, areas: Ints) -> tuple[Ints, Floats]:
-    """Return the region of highest IoU, `(N,)`, and that IoU; 0 and 0 where there are no regions."""
-    if not shared.shape[1]:
-        return np.zeros(len(shared), dtype=np.int64), np.zeros(len(shared))
-    ious = shared / (mask_areas[:, None] + areas - shared)
-    best = ious.argmax(axis=1)
-    return best, ious[np.arange(len(best)), best]
-
-
-def _index_regions(image_id: str, runs: RasterRuns) -> tuple[Ints, Ints, RasterRuns]:
-    """Return values and areas `(R - 2,)` of the things in a raster, and the raster as runs of region indices."""
-    lowest, highest = int(runs.values.min()), int(runs.values.max())
-    if lowest < LOWEST_ID or highest > HIGHEST_VALUE:
-        _refuse_value(image_id, runs, lowest if lowest < LOWEST_ID else highest)
-    shifted = runs.values.astype(np.int64) - LOWEST_ID
-    areas = np.bincount(shifted, weights=runs.lengths).astype(np.int64)
-    present = np.flatnonzero(areas) + LOWEST_ID
-    ids = np.where(present < 1000, present, present // 1000)
-    for value, label_id in zip(present.tolist(), ids.tolist(), strict=True):
-        if label_id not in KNOWN_IDS:
-            _refuse_value(image_id, runs, value)
-    things = present[np.isin(ids, list(CLASS_OF_ID))]
-    region_of = np.full(len(areas), OTHER, dtype=np.int64)
-    # Caravans and trailers excuse as groups, with their plain id, but not as instances.
-    region_of[present[np.isin(present, VOID_IDS)] - LOWEST_ID] = VOID
-    region_of[things - LOWEST_ID] = FIRST_THING + np.arange(len(things))
-    return things, areas[things - LOWEST_ID], runs.relabel(region_of[shifted])
-
-
-def _refuse_value(image_id: str, runs: RasterRuns, value: int) -> None:
-    is_train_ids = 255 in runs.values and int(runs.values.max()) == 255
-    raise DataError(
-        f"a raster must hold ids of the Cityscapes table, -1 to 33, or id * 1000 + k, but got {value} in image "
-        f"{image_id!r}. "
-        + ("It looks like a map of trainIds: give its *_gtFine_instanceIds.png." if is_train_ids else "")
-    )
-
-
-def _check_prediction(image_id: str, raster: NDArray[Any], prediction: "Prediction") -> None:
-    sizes = {tuple(prediction.size), *(tuple(code["size"]) for code in prediction.masks)}
-    if raster.ndim != 2 or not raster.size or not np.issubdtype(raster.dtype, np.integer):
-        raise DataError(f"a raster must be (H, W) integers, but got {raster.shape} {raster.dtype} for {image_id!r}.")
-    if sizes != {raster.shape}:
-        other = next(iter(sizes - {raster.shape}))
-        raise DataError(f"masks and raster must have one size, but got {other} and {raster.shape} for {image_id!r}.")
-    counts = {len(prediction.masks), len(prediction.scores), len(prediction.classes)}
-    if len(counts) > 1:
-        raise DataError(f"masks, scores and classes must be equally many, but got {sorted(counts)} for {image_id!r}.")
-    wrong = [value for value in np.unique(prediction.classes).tolist() if value not in CLASS_OF_ID.values()]
-    if wrong:
-        raise DataError(f"classes must be in 1..{len(THING_NAMES)}, but got {wrong[0]} for image {image_id!r}.")
-    if np.isnan(prediction.scores).any():
-        raise DataError(f"scores must be numbers, but got NaN for image {image_id!r}.")
 
 
 def compute_precisions(images: list[ImageMatches]) -> Floats:
