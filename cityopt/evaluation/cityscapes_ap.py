@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.errors import DataError
+from cityopt.errors import EvaluationError
 from cityopt.evaluation.cityscapes_matching import ImageMatches, match_image
 from cityopt.labels import THING_NAMES
 
@@ -50,6 +50,11 @@ class CityscapesEvaluator:
         self._images: dict[str, ImageMatches] = {}
         self._matrix: Floats | None = None
 
+    @property
+    def image_ids(self) -> frozenset[str]:
+        """Return the names of all images so far."""
+        return frozenset(self._images)
+
     def add(self, image_id: str, raster: NDArray[Any], prediction: "Prediction") -> None:
         """Add one image: its raw instanceIds `(H, W)` of any integer type, and what a model found in it.
 
@@ -57,26 +62,29 @@ class CityscapesEvaluator:
         Predictions with empty masks count for nothing.
 
         Raises:
-            DataError: an image added twice, sizes that differ, a class outside 1..8, a score that is NaN, a mask
-                that is no run-length code, or a raster that holds no instanceIds, such as a trainId map.
+            DataError: the raster is not one of raw instanceIds; a map of trainIds, for one.
+            EvaluationError: an image added twice, sizes that differ, a class outside 1..8, a score that is NaN, or a
+                mask that is no run-length code.
             ValueError: a call after `summarize`.
         """
         self._refuse_when_done("add")
         if image_id in self._images:
-            raise DataError(f"every image must be added once, but {image_id!r} came again.")
+            raise EvaluationError(f"every image must be added once, but {image_id!r} came again.")
         self._images[image_id] = match_image(image_id, raster, prediction)
 
     def merge(self, other: "CityscapesEvaluator") -> None:
         """Add the images of another evaluator, such as another rank's.
 
         Raises:
-            DataError: an image that both have.
+            EvaluationError: an image that both have.
             ValueError: a call after `summarize`.
         """
         self._refuse_when_done("merge")
         twice = sorted(self._images.keys() & other._images.keys())
         if twice:
-            raise DataError(f"every image must be added once, but {twice[0]!r} is in both ({len(twice)} images are).")
+            raise EvaluationError(
+                f"every image must be added once, but {twice[0]!r} is in both ({len(twice)} images are)."
+            )
         self._images |= other._images
 
     def compute_matrix(self) -> Floats:

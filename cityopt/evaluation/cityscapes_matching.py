@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.errors import DataError
-from cityopt.evaluation.overlap import RasterRuns, count_overlaps, decode_runs, find_raster_runs
+from cityopt.errors import DataError, EvaluationError
+from cityopt.evaluation.run_lengths import RasterRuns, count_shared_pixels, decode_runs, find_raster_runs
 from cityopt.labels import CLASS_OF_ID, LABELS, THING_NAMES
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ class Things:
 def match_image(image_id: str, raster: NDArray[Any], prediction: "Prediction") -> ImageMatches:
     """Return what each prediction meets in a raster `(H, W)` of instanceIds.
 
-    Raises DataError: what `CityscapesEvaluator.add` lists; `image_id` is for its message.
+    Raises DataError and EvaluationError: what `CityscapesEvaluator.add` lists; `image_id` is for its message.
     """
     _check_prediction(image_id, raster, prediction)
     things, regions = _find_things(image_id, find_raster_runs(np.asarray(raster)))
     try:
         masks = decode_runs(prediction.masks)
-    except DataError as error:
-        raise DataError(f"{error} This is in image {image_id!r}.") from error
-    pixels = count_overlaps(masks, len(prediction.masks), regions, FIRST_THING + len(things.classes))
+    except EvaluationError as error:
+        raise EvaluationError(f"{error} This is in image {image_id!r}.") from error
+    pixels = count_shared_pixels(masks, len(prediction.masks), regions, FIRST_THING + len(things.classes))
     mask_areas = pixels.sum(axis=1)
     classes = np.asarray(prediction.classes, dtype=np.int64)
     shared = pixels[:, FIRST_THING:] * (classes[:, None] == things.classes)
@@ -154,14 +154,17 @@ def _check_prediction(image_id: str, raster: NDArray[Any], prediction: "Predicti
         raise DataError(f"a raster must be (H, W) integers, but got {raster.shape} {raster.dtype} for {image_id!r}.")
     for size in (prediction.size, *(code["size"] for code in prediction.masks)):
         if tuple(size) != raster.shape:
-            raise DataError(
-                f"masks and raster must have one size, but got {tuple(size)} and {raster.shape} for {image_id!r}."
+            raise EvaluationError(
+                f"masks and raster must have one size, but got {tuple(size)} and {raster.shape} for {image_id!r}. "
+                "Predict at the size of the ground truth."
             )
     counts = {len(prediction.masks), len(prediction.scores), len(prediction.classes)}
     if len(counts) > 1:
-        raise DataError(f"masks, scores and classes must be equally many, but got {sorted(counts)} for {image_id!r}.")
+        raise EvaluationError(
+            f"masks, scores and classes must be equally many, but got {sorted(counts)} for {image_id!r}."
+        )
     for value in np.unique(prediction.classes).tolist():
         if value not in CLASS_OF_ID.values():
-            raise DataError(f"classes must be in 1..{len(THING_NAMES)}, but got {value} for image {image_id!r}.")
+            raise EvaluationError(f"classes must be in 1..{len(THING_NAMES)}, but got {value} for image {image_id!r}.")
     if np.isnan(prediction.scores).any():
-        raise DataError(f"scores must be numbers, but got NaN for image {image_id!r}.")
+        raise EvaluationError(f"scores must be numbers, but got NaN for image {image_id!r}.")

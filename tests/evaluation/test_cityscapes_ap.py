@@ -10,7 +10,7 @@ import pytest
 from hotcoco import mask as decoder
 from pycocotools import mask as rle_tools
 
-from cityopt.errors import DataError
+from cityopt.errors import DataError, EvaluationError
 from cityopt.evaluation.cityscapes_ap import THRESHOLDS, CityscapesEvaluator, metric_names
 from cityopt.labels import LABELS, THING_LABELS, THING_NAMES
 from cityopt.models.masks import Prediction
@@ -274,7 +274,7 @@ def test_evaluator_gives_the_same_bits_when_ranks_share_the_images():
     for rank in ranks:
         gathered.merge(pickle.loads(pickle.dumps(rank)))
     np.testing.assert_array_equal(gathered.compute_matrix(), run_ours(scenes).compute_matrix())
-    with pytest.raises(DataError, match=r"'image-0' is in both \(2 images"):
+    with pytest.raises(EvaluationError, match=r"'image-0' is in both \(2 images"):
         run_ours(scenes).merge(ranks[0])
 
 
@@ -318,30 +318,46 @@ TRAIN_IDS = np.where(np.arange(4000).reshape(SIZE) % 7 == 0, 255, 13).astype(np.
 
 
 @pytest.mark.parametrize(
-    ("raster", "prediction", "message"),
+    ("error", "raster", "prediction", "message"),
     [
-        (paint(CAR_A).T, ONE, r"one size, but got \(40, 100\) and \(100, 40\) for 'b'"),
-        (paint(CAR_A), change(ONE, size=(20, 50)), r"\(20, 50\) and \(40, 100\)"),
-        (paint(CAR_A), change(ONE, masks=[rle_tools.encode(np.asfortranarray(A[:, :50]))]), r"\(40, 50\)"),
-        (paint(CAR_A), change(ONE, classes=np.array([0])), r"1\.\.8, but got 0 for image 'b'"),
-        (paint(CAR_A), change(ONE, classes=np.array([26])), "but got 26"),
-        (paint(CAR_A), change(ONE, scores=np.array([np.nan], np.float32)), "NaN for image 'b'"),
-        (paint(CAR_A), change(ONE, scores=np.zeros(2, np.float32)), r"equally many, but got \[1, 2\]"),
-        (paint(CAR_A).astype(float), ONE, "integers, but got"),
-        (paint(CAR_A)[None], change(ONE, size=(1, *SIZE)), "integers, but got"),
-        (np.zeros((0, 0), np.uint8), change(ONE, size=(0, 0), masks=[]), "integers, but got"),
-        (paint(CAR_A), change(ONE, masks=[{"size": [*SIZE], "counts": b"5"}]), "covers 5 of 4000 pixels.*image 'b'"),
-        (TRAIN_IDS, ONE, "but got 255 in image 'b'. It looks like a map of trainIds: give .*instanceIds.png"),
-        (paint((34, 0, 0, 1, 1)), ONE, "but got 34 in image 'b'"),
-        (paint((34000, 0, 0, 1, 1)), ONE, "but got 34000"),
-        (paint(CAR_A).astype(np.int32) - 9, ONE, "but got -2"),
+        (EvaluationError, paint(CAR_A).T, ONE, r"one size, but got \(40, 100\) and \(100, 40\) for 'b'"),
+        (EvaluationError, paint(CAR_A), change(ONE, size=(20, 50)), r"\(20, 50\) and \(40, 100\)"),
+        (
+            EvaluationError,
+            paint(CAR_A),
+            change(ONE, masks=[rle_tools.encode(np.asfortranarray(A[:, :50]))]),
+            r"\(40, 50\)",
+        ),
+        (EvaluationError, paint(CAR_A), change(ONE, classes=np.array([0])), r"1\.\.8, but got 0 for image 'b'"),
+        (EvaluationError, paint(CAR_A), change(ONE, classes=np.array([26])), "but got 26"),
+        (EvaluationError, paint(CAR_A), change(ONE, scores=np.array([np.nan], np.float32)), "NaN for image 'b'"),
+        (EvaluationError, paint(CAR_A), change(ONE, scores=np.zeros(2, np.float32)), r"equally many, but got \[1, 2\]"),
+        (DataError, paint(CAR_A).astype(float), ONE, "integers, but got"),
+        (DataError, paint(CAR_A)[None], change(ONE, size=(1, *SIZE)), "integers, but got"),
+        (DataError, np.zeros((0, 0), np.uint8), change(ONE, size=(0, 0), masks=[]), "integers, but got"),
+        (
+            EvaluationError,
+            paint(CAR_A),
+            change(ONE, masks=[{"size": [*SIZE], "counts": b"5"}]),
+            "covers 5 of 4000 pixels.*image 'b'",
+        ),
+        (
+            DataError,
+            TRAIN_IDS,
+            ONE,
+            "but got 255 in image 'b'. It looks like a map of trainIds: give .*instanceIds.png",
+        ),
+        (DataError, paint((34, 0, 0, 1, 1)), ONE, "but got 34 in image 'b'"),
+        (DataError, paint((34000, 0, 0, 1, 1)), ONE, "but got 34000"),
+        (DataError, paint(CAR_A).astype(np.int32) - 9, ONE, "but got -2"),
     ],
 )
-def test_evaluator_says_what_is_wrong_when_raster_or_prediction_is(raster, prediction, message):
+def test_evaluator_says_what_is_wrong_when_raster_or_prediction_is(error, raster, prediction, message):
     evaluator = CityscapesEvaluator()
     evaluator.add("a", paint(CAR_A), ONE)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(error, match=message):
         evaluator.add("b", raster, prediction)
-    with pytest.raises(DataError, match="'a' came again"):
+    with pytest.raises(EvaluationError, match="'a' came again"):
         evaluator.add("a", paint(CAR_A), ONE)
+    assert evaluator.image_ids == {"a"}
     assert evaluator.summarize()["cityscapes/ap"] == 1  # what was refused left no trace

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.errors import DataError
+from cityopt.errors import EvaluationError
 
 if TYPE_CHECKING:
     from cityopt.models.masks import Rle
@@ -79,7 +79,7 @@ def find_raster_runs(raster: NDArray[Any]) -> RasterRuns:
 def decode_runs(codes: Sequence["Rle"]) -> MaskRuns:
     """Return the foreground of compressed COCO run-length codes, all of them at once.
 
-    Raises DataError: a code that is no code, or does not cover its image exactly.
+    Raises EvaluationError: a code that is no code, or does not cover its image exactly.
     """
     if not codes:
         return MaskRuns(*np.zeros((3, 0), dtype=np.int64))
@@ -104,7 +104,7 @@ def _decode_numbers(texts: Sequence[bytes]) -> tuple[Ints, Ints]:
     sizes = np.diff(np.searchsorted(lasts, text_ends), prepend=0)
     num_digits = np.diff(lasts, prepend=-1)
     if not sizes.all() or (digits > 63).any() or (digits[text_ends - 1] >= 32).any() or num_digits.max() > MAX_DIGITS:
-        raise DataError("a mask must be a compressed COCO run-length code, but its counts are something else.")
+        raise EvaluationError("a mask must be a compressed COCO run-length code, but its counts are something else.")
     # The last digit is the highest, and has the sign.
     numbers = (digits[lasts].astype(np.int64) ^ 16) - 16
     for back in range(1, int(num_digits.max())):
@@ -141,13 +141,13 @@ def _take_minima(pairs: Ints, num_runs: Ints) -> Ints:
 def _check_cover(codes: Sequence["Rle"], totals: Ints, minima: Ints) -> None:
     pixels = np.array([code["size"][0] * code["size"][1] for code in codes])
     for index in np.flatnonzero((totals != pixels) | (minima < 0)):
-        raise DataError(
+        raise EvaluationError(
             f"a run-length code must cover its image exactly, with counts of 0 or more, but mask {index} covers "
             f"{totals[index]} of {pixels[index]} pixels."
         )
 
 
-def count_overlaps(masks: MaskRuns, num_masks: int, regions: RasterRuns, num_regions: int) -> Ints:
+def count_shared_pixels(masks: MaskRuns, num_masks: int, regions: RasterRuns, num_regions: int) -> Ints:
     """Return how many pixels each mask has in each region, `(N, R)`.
 
     The values of `regions` are 0..R-1; every pixel belongs to one region, so a row sums to its mask's area.

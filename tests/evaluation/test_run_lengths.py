@@ -5,8 +5,8 @@ import pytest
 from hotcoco import mask as decoder
 from pycocotools import mask as rle_tools
 
-from cityopt.errors import DataError
-from cityopt.evaluation.overlap import count_overlaps, decode_runs, find_raster_runs
+from cityopt.errors import EvaluationError
+from cityopt.evaluation.run_lengths import count_shared_pixels, decode_runs, find_raster_runs
 from cityopt.models.masks import encode_crop
 
 
@@ -31,7 +31,7 @@ def test_runs_equal_full_masks_when_masks_and_raster_are_random(seed):
     np.testing.assert_array_equal(paint_runs(runs, len(masks), size), np.array(masks).reshape(-1, *size))
     assert (np.diff(runs.owners) >= 0).all()
     expected = [[np.count_nonzero(mask & (raster == region)) for region in range(4)] for mask in masks]
-    found = count_overlaps(runs, len(masks), find_raster_runs(raster), 4)
+    found = count_shared_pixels(runs, len(masks), find_raster_runs(raster), 4)
     np.testing.assert_array_equal(found, np.array(expected).reshape(-1, 4))
 
 
@@ -78,5 +78,5 @@ def test_find_raster_runs_equals_a_slow_loop_when_the_raster_is_random(size, dty
 )
 def test_decode_runs_refuses_a_code_when_it_is_broken(counts, message):
     good = encode(np.eye(3, 4))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         decode_runs([good, {"size": [3, 4], "counts": counts}])
