@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cityopt.config import ModelConfig
 from cityopt.models.backbone import Backbone, Norm
-from cityopt.models.masks import Prediction, encode_masks, paste_mask
+from cityopt.models.masks import Prediction, encode_masks, paste_mask, scale_boxes
 from cityopt.models.proposals import RegionProposals
 from cityopt.models.roi_heads import Detections, RoiHeads
 from cityopt.models.segmentation_model import SegmentationModel, Target
@@ -61,17 +61,12 @@ class MaskRCNN(SegmentationModel):
         return {**losses, **self.roi_heads.loss(features, proposals, targets)}
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
+    def predict(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
         """Find the objects of each image; see `SegmentationModel.predict`."""
+        wanted = [_size_of(image) for image in images] if sizes is None else sizes
         return [
-            Prediction(
-                boxes_xyxy=found.boxes.cpu().numpy(),
-                scores=found.scores.cpu().numpy(),
-                classes=found.classes.cpu().numpy(),
-                masks=encode_masks(masks.cpu().numpy(), found.boxes.cpu().numpy(), _size_of(image)),
-                size=_size_of(image),
-            )
-            for image, (found, masks) in zip(images, self._find(images), strict=True)
+            _describe(found, masks, _size_of(image), size)
+            for image, size, (found, masks) in zip(images, wanted, self._find(images), strict=True)
         ]
 
     def forward(
@@ -115,6 +110,18 @@ class MaskRCNN(SegmentationModel):
 
 def _size_of(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
+
+
+def _describe(found: Detections, masks: Tensor, seen: tuple[int, int], size: tuple[int, int]) -> Prediction:
+    """Return what was found in an image of one size, drawn at another."""
+    boxes_xyxy = scale_boxes(found.boxes.cpu().numpy(), seen, size)
+    return Prediction(
+        boxes_xyxy=boxes_xyxy,
+        scores=found.scores.cpu().numpy(),
+        classes=found.classes.cpu().numpy(),
+        masks=encode_masks(masks.cpu().numpy(), boxes_xyxy, size),
+        size=size,
+    )
 
 
 def _paste_all(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -39,6 +39,16 @@ class Prediction:
     """(height, width) of the image."""
 
 
+def scale_boxes(boxes_xyxy: Floats, seen: tuple[int, int], size: tuple[int, int]) -> Floats:
+    """Move boxes `(N, 4)` from an image of one (height, width) into the same image at another."""
+    if seen == size:
+        return boxes_xyxy
+    scale_yx = np.array(size, dtype=np.float64) / seen
+    limits_yx = np.array(size, dtype=np.float32)
+    scaled = (boxes_xyxy * scale_yx[[1, 0, 1, 0]]).astype(np.float32)
+    return np.minimum(scaled, limits_yx[[1, 0, 1, 0]])
+
+
 def encode_masks(probabilities: Floats, boxes_xyxy: Floats, size: tuple[int, int]) -> list[Rle]:
     """Paste masks `(N, M, M)` into their boxes, cut at .5, and return the codes of the whole image."""
     codes = []

@@ -34,9 +34,11 @@ class SegmentationModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
-        """Return one prediction per image, best score first, at the size of the image; no gradients.
+    def predict(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
+        """Return one prediction per image, best score first; no gradients.
 
         Args:
             images: B tensors `(3, H, W)` float32 in [0, 1], RGB.
+            sizes: The (height, width) that each prediction is made for, where the images were resized; by default
+                that of the image. Boxes are scaled and masks are drawn at that size: none is enlarged afterwards.
         """

@@ -27,7 +27,7 @@ class Oracle(SegmentationModel):
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
+    def predict(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
         assert not self.training
         assert torch.is_inference_mode_enabled()
         assert all(image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1 for image in images)

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from small_models import decode_masks
 from torch.nn import functional as F
 
-from cityopt.models.masks import Floats, encode_crop, encode_masks, paste_mask
+from cityopt.models.masks import Floats, encode_crop, encode_masks, paste_mask, scale_boxes
 
 SIZE = (60, 90)
 
@@ -50,6 +50,29 @@ def test_paste_equals_grid_sample_of_the_whole_image(seed: int) -> None:
     (code,) = encode_masks(probability[None], box[None], SIZE)
     differs = decode_masks([code])[..., 0] != (whole >= 0.5)
     assert np.abs(whole[differs] - 0.5).max(initial=0) < 1e-4
+
+
+def test_masks_are_drawn_finely_when_boxes_move_into_a_larger_image() -> None:
+    """A mask of the large image must follow the grid there, not be the small image's mask enlarged."""
+    large = (SIZE[0] * 6, SIZE[1] * 6)
+    probabilities, boxes = draw_probabilities(8), draw_boxes(8, SIZE)
+    moved = scale_boxes(boxes, SIZE, large)
+    masks = decode_masks(encode_masks(probabilities, moved, large)).transpose(2, 0, 1)
+    small = decode_masks(encode_masks(probabilities, boxes, SIZE)).transpose(2, 0, 1)
+    for mask, coarse, probability, box in zip(masks, small, probabilities, boxes, strict=True):
+        whole = paste_whole(probability, box * 6, large)
+        differs = mask != (whole >= 0.5)
+        assert np.abs(whole[differs] - 0.5).max(initial=0) < 1e-4
+        assert (mask != coarse.repeat(6, 0).repeat(6, 1)).any()
+
+
+def test_boxes_stay_inside_when_they_move_into_another_image() -> None:
+    boxes = np.array([[0, 0, 90, 60], [89.99, 59.99, 90, 60]], dtype=np.float32)
+    for size in ((61, 91), (1024, 2048), (7, 3), (60, 180)):
+        moved = scale_boxes(boxes, SIZE, size)
+        assert (moved <= [size[1], size[0]] * 2).all() and (moved[0] == [0, 0, size[1], size[0]]).all()
+        np.testing.assert_allclose(moved[1, :2], [89.99 * size[1] / 90, 59.99 * size[0] / 60], rtol=1e-6)
+    assert scale_boxes(boxes, SIZE, SIZE) is boxes
 
 
 def test_paste_fills_exactly_the_box_when_all_cells_are_sure() -> None:

@@ -90,6 +90,35 @@ def test_loss_is_finite_and_trains_everything_when_images_are_empty(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_predict_gives_the_same_bits_when_the_wanted_sizes_are_those_of_the_images(config: ModelConfig) -> None:
+    images, model = draw_batch((96, 160), (50, 51))[0], build_finder(config)
+    for plain, sized in zip(model.predict(images), model.predict(images, [(96, 160), (50, 51)]), strict=True):
+        np.testing.assert_array_equal(plain.boxes_xyxy, sized.boxes_xyxy)
+        np.testing.assert_array_equal(plain.scores, sized.scores)
+        assert (plain.masks, plain.size) == (sized.masks, sized.size)
+
+
+@pytest.mark.parametrize("sizes", [((192, 320), (40, 153)), ((33, 161), (50, 51))])
+def test_predict_draws_each_image_at_its_wanted_size(config: ModelConfig, sizes: tuple[tuple[int, int], ...]) -> None:
+    images, model = draw_batch((96, 160), (50, 51))[0], build_finder(config)
+    for plain, sized, size in zip(model.predict(images), model.predict(images, sizes), sizes, strict=True):
+        assert sized.size == size
+        np.testing.assert_array_equal(plain.scores, sized.scores)
+        np.testing.assert_array_equal(plain.classes, sized.classes)
+        scale_y, scale_x = size[0] / plain.size[0], size[1] / plain.size[1]
+        np.testing.assert_allclose(sized.boxes_xyxy, plain.boxes_xyxy * [scale_x, scale_y, scale_x, scale_y], rtol=1e-5)
+        assert sized.boxes_xyxy.dtype == np.float32 and (sized.boxes_xyxy <= [size[1], size[0]] * 2).all()
+        small, masks = decode_masks(plain.masks), decode_masks(sized.masks)
+        assert masks.shape == (*size, len(sized.scores))
+        shares = small.mean(axis=(0, 1)), masks.mean(axis=(0, 1))
+        np.testing.assert_allclose(*shares, atol=0.03)
+
+
+def test_predict_refuses_sizes_when_they_are_fewer_than_the_images(config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        build_finder(config).predict(draw_batch((96, 160), (50, 51))[0], [(96, 160)])
+
+
 def test_predict_is_empty_when_nothing_passes_the_threshold(config: ModelConfig) -> None:
     model = build(config, score_threshold=1.0).eval()
     (prediction,) = model.predict(draw_batch((64, 96))[0])
