@@ -189,8 +189,8 @@ def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
     Example: cityopt data check --data /data/cityscapes
     """
     from cityopt.data.check import check_dataset
+    from cityopt.data.roots import choose_root
     from cityopt.report.tables import print_check
-    from cityopt.search.preparation import choose_root
 
     found = check_dataset(Path(choose_root(data, None)))
     if as_json:

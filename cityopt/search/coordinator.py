@@ -19,13 +19,13 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import RunConfig, StudyConfig
+from cityopt.data.roots import cache_folder
 from cityopt.dimension import Scalar
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError
 from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer, Standing, TrialState
-from cityopt.search.preparation import cache_folder
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
 from cityopt.search.study import name_cause

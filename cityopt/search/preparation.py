@@ -1,8 +1,5 @@
 """What a study needs before its first trial: a dataset, its subset and holdout, their caches, its anchors."""
 
-import fcntl
-import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from cityopt.config import StudyConfig, SyntheticConfig
+from cityopt.config import StudyConfig
 from cityopt.data.anchors import choose_anchors
 from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import FrameFacts, check_root
+from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
 from cityopt.data.subset import hash_names
-from cityopt.data.synthetic import RECIPE_VERSION, write_synthetic
 from cityopt.data.targets import find_instances
-from cityopt.errors import DataError
 from cityopt.search.observer import Observer
 from cityopt.search.space import training_subset, trial_holdout
 from cityopt.settings import replace_settings
 from cityopt.training.dataset import Survey, pick_facts, survey_dataset
-
-SYNTHETIC = "synthetic"
-ROOT_VARIABLE = "CITYSCAPES_DATASET"
 
 
 @dataclass(frozen=True)
@@ -74,42 +67,12 @@ def prepare_study(config: StudyConfig, store: Path, *, data: str | None, observe
     return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
 
 
-def cache_folder(store: Path) -> Path:
-    """Return the folder of decoded images and synthetic scenes."""
-    return store / "cache"
-
-
 def open_root(config: StudyConfig, cache: Path, observer: Observer) -> Path:
     """Return the folder of a study's dataset; `synthetic` makes the scenes where they are missing. Raises DataError."""
     root = choose_root(None, config.data.root)
     if root == SYNTHETIC:
         return make_scenes(config.data.synthetic, cache, _reporter(observer, "making scenes"))
     return check_root(root)
-
-
-def choose_root(option: str | None, configured: str | None) -> str:
-    """Return `synthetic` or the absolute root that is meant: `--data`, then the study's, then CITYSCAPES_DATASET.
-
-    Raises DataError: none is given.
-    """
-    root = option or configured or os.environ.get(ROOT_VARIABLE)
-    if not root:
-        raise DataError(
-            f"there is no dataset: give its root with --data, in the study's `data.root`, or in {ROOT_VARIABLE}. "
-            "To try without one: --data synthetic."
-        )
-    return root if root == SYNTHETIC else str(Path(root).expanduser().absolute())
-
-
-def make_scenes(config: SyntheticConfig, cache: Path, on_count: Callable[[int, int], None] | None = None) -> Path:
-    """Return the root of synthetic scenes, made once, by one process at a time."""
-    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}"
-    root = cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with root.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        write_synthetic(root, num_images=config.num_images, size=config.size, seed=config.seed, progress=on_count)
-    return root
 
 
 def _open_images(

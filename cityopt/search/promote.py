@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 
 from cityopt.config import ImageSet, RunConfig, StudyConfig, check_promoted, settle_training
+from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import StoppedError, StudyError, TrainingError
 from cityopt.runtime import derive_seed
 from cityopt.search.coordinator import (
@@ -28,7 +29,7 @@ from cityopt.search.executors.base import EpochDone, Executor, Job, JobEnded, Pr
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
-from cityopt.search.preparation import cache_folder, choose_root, open_root
+from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files, settle_path
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials

@@ -11,6 +11,7 @@ import yaml
 
 from cityopt.config import StudyConfig
 from cityopt.data.cityscapes import index_split
+from cityopt.data.roots import SYNTHETIC, choose_root
 from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
 from cityopt.search.coordinator import Coordinator, describe_data, run_folder
@@ -18,7 +19,7 @@ from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
-from cityopt.search.preparation import SYNTHETIC, PreparedStudy, choose_root, prepare_study
+from cityopt.search.preparation import PreparedStudy, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.store import describe_option, open_store

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from cityopt.config import RunConfig
+from cityopt.data.roots import cache_folder
 from cityopt.errors import StoreError
 from cityopt.search.executors.base import EpochDone, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.executors.local import LocalExecutor, read_start_time
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
-from cityopt.search.preparation import cache_folder, prepare_study
+from cityopt.search.preparation import prepare_study
 from cityopt.search.space import build_trial_config
 from cityopt.search.sweep import build_facts
 from cityopt.settings import replace_settings
