@@ -112,6 +112,56 @@ def promote(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a run's id, or a checkpoint file.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Dataset root, or `synthetic`; else the model's own, else CITYSCAPES_DATASET."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="cityscapes, coco, semantic, with commas; all by default.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="New folder for the predictions: official trees and COCO JSON.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first N images by name: to try it, not to report it.")
+    ] = None,
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model at full resolution by the official protocols, or export its predictions.
+
+    Example: cityopt evaluate --model models:/cityopt-demo@champion --split val --protocol cityscapes,coco --json
+    """
+    from cityopt.report.evaluation_table import print_evaluation
+    from cityopt.report.terminal import open_observer
+    from cityopt.training.evaluation import run_evaluation
+
+    console = _open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        found = run_evaluation(
+            model,
+            store=store.absolute(),
+            data=data,
+            split=split,
+            protocols=protocol,
+            export=export,
+            limit=limit,
+            device=device,
+            on_progress=observer.show_preparation,
+        )
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_evaluation(console, found)
+
+
+@app.command()
 def status(
     study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False
 ) -> None:

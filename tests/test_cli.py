@@ -11,6 +11,7 @@ from test_docs import list_commands
 
 from cityopt import cli
 from cityopt.errors import CityoptError, StoppedError
+from cityopt.labels import THING_NAMES
 
 
 @pytest.mark.parametrize("name", list_commands())
@@ -102,6 +103,60 @@ def test_dataset_comes_from_the_environment_when_no_option_says_it(call, tmp_pat
     monkeypatch.delenv("CITYSCAPES_DATASET")
     code, _, err = call("data", "check")
     assert code == 1 and "--data" in err and "CITYSCAPES_DATASET" in err
+
+
+def test_evaluate_prints_one_flat_object_or_tables(call, monkeypatch, tmp_path):
+    from cityopt.training import evaluation
+
+    asked = {}
+
+    def run(model, *, on_progress, **options):
+        asked.update(options, model=model)
+        on_progress("predicting", 0, 2)
+        on_progress("predicting", 2, 2)
+        metrics = {"val_first_2/cityscapes/ap": 0.25, "val_first_2/cityscapes/ap50": float("nan")}
+        for name in THING_NAMES:
+            metrics |= {f"val_first_2/cityscapes/{key}/class/{name}": 0.5 for key in ("ap", "ap50")}
+        return evaluation.Evaluation(
+            model, tmp_path, "val", 2, 500, ((1024, 2048),), (512, 1024), ("cityscapes",), metrics, None
+        )
+
+    monkeypatch.setattr(evaluation, "run_evaluation", run)
+    arguments = ("evaluate", "--model", "models:/m@champion", "--data", tmp_path, "--protocol", "cityscapes")
+    code, out, err = call(*arguments, "--limit", 2, "--store", tmp_path / "store", "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["val_first_2/cityscapes/ap"] == 0.25 and found["val_first_2/cityscapes/ap50"] is None
+    assert asked == {
+        "model": "models:/m@champion",
+        "store": tmp_path / "store",
+        "data": str(tmp_path),
+        "split": "val",
+        "protocols": "cityscapes",
+        "export": None,
+        "limit": 2,
+        "device": "cpu",
+    }
+    code, out, err = call(*arguments)
+    assert (code, err) == (0, "") and "predicting: 2 done" in out and "Cityscapes" in out and "no official" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--limit", "0"), "`--limit` must be at least 1"),
+        (("--protocol", "cocoa"), "Did you mean 'coco'"),
+        (("--split", "test"), "--export DIR"),
+        (("--export", "README.md"), "new or empty"),
+        ((), "no models yet"),
+    ],
+)
+def test_evaluate_refuses_bad_options_with_the_fix(call, tmp_path, monkeypatch, options, text):
+    (tmp_path / "README.md").touch()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("evaluate", "--model", "models:/cityopt-m@champion", "--device", "cpu", *options)
+    assert (code, out) == (1, "") and err.startswith("Error: ") and text in err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_status_takes_a_name_without_a_yaml_or_a_path_to_one(call, tmp_path):

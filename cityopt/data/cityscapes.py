@@ -94,6 +94,21 @@ def index_split(root: str | Path, split: str, labels: Labels = "fine") -> list[F
     return frames
 
 
+def check_completeness(root: str | Path, split: str, frames: Sequence[Frame]) -> None:
+    """Check that no label of a split, also of test's dummies, lacks its image. Raises DataError: one does.
+
+    Scores of a split whose images are not all there would pass for scores of the whole.
+    """
+    labels = sorted((Path(root) / LABEL_FOLDERS["fine"] / split).glob("*/*_gtFine_instanceIds.png"))
+    known = {label_path(root, frame, "fine", "instanceIds.png") for frame in frames}
+    missing = [path for path in labels if path not in known and not path.name.startswith(".")]
+    if missing:
+        raise DataError(
+            f"every label of {split} needs its image, but {len(missing)} of {len(labels)} have none: the first is "
+            f"{missing[0]}. Unpack {IMAGE_FOLDER} again, or remove the label."
+        )
+
+
 def list_frames(root: str | Path, split: str, labels: Labels) -> list[Frame]:
     """List the frames of a split, sorted by name, whether or not they have labels; none for a split that is absent."""
     folder = Path(root) / IMAGE_FOLDER / split

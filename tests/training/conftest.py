@@ -11,11 +11,11 @@ from cityopt.config import AnchorTable, RunConfig
 SIZE = (64, 128)
 
 
-def write_frame(root: Path, split: str, city: str, number: int) -> None:
+def write_frame(root: Path, split: str, city: str, number: int, *, empty: bool = False) -> None:
     rng = np.random.default_rng([number, len(city)])
     pixels = rng.integers(60, 120, (*SIZE, 3), dtype=np.uint8)
     raster = np.full(SIZE, 7, dtype=np.uint16)
-    for index, class_id in enumerate((26, 24)):
+    for index, class_id in enumerate(() if empty else (26, 24)):
         top, left = rng.integers(4, 20), rng.integers(4, 20) + 60 * index
         area = np.s_[top : top + 36, left : left + (40 if class_id == 26 else 16)]
         raster[area] = class_id * 1000 + index

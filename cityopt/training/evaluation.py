@@ -1,0 +1,148 @@
+"""The story of `cityopt evaluate`: a checkpoint, a split at full resolution, the protocols' numbers and the exports.
+
+Nothing here chooses anything: the model is what its checkpoint says, the images are all of the split, and each goes
+once through the model, to every protocol and to the export.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from cityopt.config import RunConfig
+from cityopt.data.cityscapes import check_completeness, index_split
+from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
+from cityopt.errors import ConfigError, DataError
+from cityopt.evaluation.export import check_export, open_export
+from cityopt.evaluation.full_resolution import judge_frames
+from cityopt.evaluation.protocols import open_judges, parse_protocols
+from cityopt.runtime import repeatable, resolve_device, set_threads
+from cityopt.tracking.mlflow_registry import resolve_checkpoint
+from cityopt.training.checkpoint import load_model
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, and on what."""
+
+    model: str
+    """The reference as it was given."""
+    root: Path
+    split: str
+    num_images: int
+    num_in_split: int
+    sizes: tuple[tuple[int, int], ...]
+    """The different (height, width) of the images, which are those of masks and ground truth too."""
+    size_seen: tuple[int, int]
+    """(height, width) at which the model saw the images: that of its training."""
+    protocols: tuple[str, ...]
+    metrics: dict[str, float]
+    """By name, which begins with `prefix`; NaN where there is nothing to judge."""
+    export: Path | None
+
+    @property
+    def is_part(self) -> bool:
+        """Say whether images of the split were left out, so that no number is official."""
+        return self.num_images < self.num_in_split
+
+    @property
+    def prefix(self) -> str:
+        """Return what the metrics' names begin with: the split, and whether it is only a part of it."""
+        return f"{self.split}_first_{self.num_images}" if self.is_part else self.split
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return the metrics as `evaluate --json` prints them: null where there is nothing to judge."""
+        return {name: None if math.isnan(value) else value for name, value in self.metrics.items()}
+
+
+def run_evaluation(
+    model: str,
+    *,
+    store: Path,
+    data: str | None = None,
+    split: str = "val",
+    protocols: str | None = None,
+    export: Path | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    on_progress: OnProgress = lambda *_: None,
+) -> Evaluation:
+    """Judge a model on a split at full resolution, and write its predictions where `export` is given.
+
+    Args:
+        model: A checkpoint file, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or an MLflow run's id.
+        store: Folder that holds all state.
+        data: The dataset's root, or `synthetic`; else the one that the model was trained on.
+        split: train, val or test; test has no labels, and can only be exported.
+        protocols: Names with commas between them; None takes all that the split's labels allow.
+        export: New or empty folder.
+        limit: Take the first images by name only.
+        device: auto, cpu, cuda or cuda:N.
+        on_progress: Told of every image.
+
+    Raises:
+        ConfigError: an unknown protocol or device, or a limit below 1.
+        DataError: no such root or split; images or labels missing or broken; protocols for a split without labels.
+        StoreError: an unknown model, or a place for the export that cannot be written or is in use.
+        WeightsError: a broken checkpoint, or one that does not fit the network of its config.
+    """
+    names = choose_protocols(split, protocols, export)
+    _check_limit(limit)
+    if export is not None:
+        check_export(export)
+    chosen = resolve_device(device)
+    network, config = load_model(resolve_checkpoint(store, model))
+    root = _open_root(data, config, store, on_progress)
+    frames = index_split(root, split)
+    check_completeness(root, split, frames)
+    judges, part = open_judges(names), frames[:limit]
+    on_progress("predicting", 0, len(part))
+    set_threads(config.threads)
+    with repeatable(chosen), open_export(export) if export else nullcontext() as writer:
+        sizes = judge_frames(
+            network.to(chosen),
+            part,
+            judges,
+            writer,
+            size=config.data.size,
+            device=chosen,
+            on_count=lambda done: on_progress("predicting", done, len(part)),
+        )
+    found = Evaluation(model, root, split, len(part), len(frames), sizes, config.data.size, names, {}, export)
+    for judge in judges:
+        found.metrics.update({f"{found.prefix}/{name}": value for name, value in judge.summarize().items()})
+    return found
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"`--limit` must be at least 1, but got {limit}. Leave it out to take all images.")
+
+
+def choose_protocols(split: str, text: str | None, export: Path | None) -> tuple[str, ...]:
+    """Return the names of the protocols that are meant: by default all, and none where there are no labels.
+
+    Raises ConfigError: an unknown name. Raises DataError: test, whose labels are dummies, with a protocol or without
+    anything to export.
+    """
+    names = parse_protocols(text)
+    if split != "test":
+        return names
+    if text is not None or export is None:
+        raise DataError(
+            "a split must have labels to be scored, but those of test are dummies. Use `--split val`, or give "
+            "`--export DIR` and no `--protocol`: test is then predicted and written as it is submitted."
+        )
+    return ()
+
+
+def _open_root(data: str | None, config: RunConfig, store: Path, on_progress: OnProgress) -> Path:
+    root = choose_root(data, config.data.root)
+    if root != SYNTHETIC:
+        return Path(root)
+    scenes, cache = config.data.synthetic, cache_folder(store)
+    return make_scenes(scenes, cache, lambda done, total: on_progress("making scenes", done, total))
