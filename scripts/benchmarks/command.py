@@ -22,6 +22,7 @@ BENCHES = {
     "training-step": ("training_step", "bench_training_step"),
     "coordinator": ("coordinator", "bench_coordinator"),
     "validation-memory": ("validation_memory", "bench_validation_memory"),
+    "evaluate-memory": ("evaluate_memory", "bench_evaluate_memory"),
     "semantic-confusion": ("semantic_confusion", "bench_semantic_confusion"),
     "coco-segm": ("coco_segm", "bench_coco_segm"),
     "cityscapes-ap": ("cityscapes_ap", "bench_cityscapes_ap"),
