@@ -67,6 +67,7 @@ def sweep(
 
     Example: cityopt sweep --study demo --trials 8
     """
+    from cityopt.report.data_report import build_data_report
     from cityopt.report.tables import print_leaderboard
     from cityopt.report.terminal import open_observer
     from cityopt.search.status import read_status
@@ -75,7 +76,9 @@ def sweep(
     config = _load(study, settings, name, seed, {"search.trials": trials})
     console = _open_console()
     with open_observer(console) as observer:
-        summary = run_sweep(config, store=store, data=data, device=device, observer=observer)
+        summary = run_sweep(
+            config, store=store, data=data, device=device, observer=observer, describe=build_data_report
+        )
     print_leaderboard(console, read_status(summary.store, config.name))
     console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
@@ -247,6 +250,35 @@ def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
         _print_json(found)
     else:
         print_check(_open_console(), found)
+
+
+@data_app.command("stats")
+def data_stats(
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables and pictures: new, or of an earlier call.")],
+    data: DataOption = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Study whose data and anchors are meant; without: torchvision's.")
+    ] = None,
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure and draw what the labels of a dataset show: classes, sizes, shapes, what is cut off or hidden.
+
+    Example: cityopt data stats --data /data/cityscapes --out stats --study maskrcnn
+    """
+    from cityopt.report.data_report import report_dataset
+    from cityopt.report.tables import print_statistics
+    from cityopt.report.terminal import open_observer
+
+    config = None if study is None else _load(study, None, None, None, {})
+    console = _open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        found = report_dataset(out, data=data, config=config, store=store, observer=observer)
+    if as_json:
+        _print_json(found)
+    else:
+        print_statistics(console, found)
+        console.print(f"Tables and pictures: {out / 'README.md'}", highlight=False, soft_wrap=True)
 
 
 @data_app.command("synth")

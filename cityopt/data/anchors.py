@@ -18,6 +18,7 @@ network's input, ratios are height / width. Nothing is rounded.
 Source: Redmon and Farhadi, "YOLO9000", 2016, section 2 (dimension clusters); Ren et al., "Faster R-CNN", 2015.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,24 @@ SCALES = np.geomspace(1, 32, 41)
 NUM_ROUNDS = 15
 PAD_PX = 32
 SIZE_BINS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAnchors:
+    """A table of anchors, whose it is, and for which images."""
+
+    table: AnchorTable
+    name: str
+    """Such as `k-means anchors of maskrcnn`."""
+    size: tuple[int, int] | None
+    """(height, width) in pixels that images are resized to for these anchors; None leaves them as they are."""
+
+
+def name_adopted(study: str, report: dict[str, Any], size: tuple[int, int]) -> NamedAnchors:
+    """Return the anchors that a study adopted, from the report of `choose_anchors` and the study's image size."""
+    kinds = {"kmeans": "k-means anchors", "default": "torchvision's default anchors", "explicit": "explicit anchors"}
+    table = AnchorTable(sizes=report["sizes"], ratios=report["ratios"])
+    return NamedAnchors(table, f"{kinds[report['adopted']]} of {study}", size)
 
 
 def list_shapes(table: AnchorTable) -> Floats:

@@ -132,3 +132,20 @@ def print_check(console: Console, found: dict[str, Any]) -> None:
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         if len(part["problems"]) > _MAX_PROBLEMS:
             console.print(f"{split}: … and {len(part['problems']) - _MAX_PROBLEMS} more; all of them with --json")
+
+
+def print_statistics(console: Console, found: dict[str, Any]) -> None:
+    """Print the objects of a dataset by class and split, and what was left out."""
+    splits = {split: f"{part['images']:,} images" for split, part in found["splits"].items()}
+    title = f"{found['root']}: {', '.join(f'{split} {images}' for split, images in splits.items())}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("split", "class", "objects", "images", "pixels", "median area", "small", "truncated", "in parts"):
+        table.add_column(heading, justify="left" if heading in ("split", "class") else "right")
+    for row in found["classes"]:
+        area = "–" if row["median_area_px"] is None else f"{row['median_area_px']:,.0f} px"
+        shares = [row[f"{key}_share"] for key in ("pixel", "small", "truncated", "in_parts")]
+        pixels, *hard = ["–" if share is None else f"{100 * share:.1f} %" for share in shares]
+        table.add_row(row["split"], row["class"], f"{row['objects']:,}", f"{row['images']:,}", pixels, area, *hard)
+    console.print(table)
+    for remark in found["remarks"]:
+        console.print(remark, highlight=False, soft_wrap=True)

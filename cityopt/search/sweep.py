@@ -10,11 +10,13 @@ import optuna
 import yaml
 
 from cityopt.config import StudyConfig
+from cityopt.data.anchors import name_adopted
 from cityopt.data.cityscapes import index_split
 from cityopt.data.roots import SYNTHETIC, choose_root
 from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
 from cityopt.search.coordinator import Coordinator, describe_data, run_folder
+from cityopt.search.data_portrait import Describe, drawing_data
 from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
@@ -43,8 +45,18 @@ class SweepSummary:
     advice: str
 
 
-def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str, observer: Observer) -> SweepSummary:
+def run_sweep(
+    config: StudyConfig,
+    *,
+    store: Path,
+    data: str | None,
+    device: str,
+    observer: Observer,
+    describe: Describe | None = None,
+) -> SweepSummary:
     """Run a study's trials, or go on where the last sweep stopped.
+
+    `describe` turns the statistics of the dataset into the files that a study's first start puts on its parent run.
 
     Raises CityoptError: no dataset, other settings than the study began with, another process at work on it, or a
     trial that failed for a reason that would fail every other.
@@ -80,7 +92,11 @@ def run_sweep(config: StudyConfig, *, store: Path, data: str | None, device: str
                     shipper=shipper,
                     observer=observer,
                 )
-                coordinator.run(parent)
+                anchors = name_adopted(config.name, facts.anchors, config.data.size)
+                with drawing_data(parent, prepared.root, anchors, describe, observer) as stop_drawing:
+                    coordinator.run(parent)
+                    if coordinator.is_interrupted:
+                        stop_drawing()
         return _sum_up(folder, config, coordinator)
 
 

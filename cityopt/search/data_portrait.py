@@ -1,0 +1,73 @@
+"""Put the look at a study's data on its parent run, once, while the first trials train.
+
+On the whole of Cityscapes it takes a minute or two of one core, and no trial needs it: a thread of the coordinator
+does it beside the training. What draws stands a floor above and is handed in.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from cityopt.data.anchors import NamedAnchors
+from cityopt.data.statistics import DataStatistics, measure_dataset
+from cityopt.errors import CityoptError
+from cityopt.search.observer import Observer
+from cityopt.tracking.run_folder import ARTIFACTS, RunFolder
+
+Describe = Callable[[DataStatistics, NamedAnchors], Mapping[str, bytes]]
+"""Turns statistics into files by name; the last one says that all are there."""
+FOLDER = "data"
+LAST_FILE = "stats.json"
+
+
+class _StoppedError(Exception):
+    """The sweep ends early; the next start measures the data again."""
+
+
+@contextmanager
+def drawing_data(
+    parent: RunFolder, root: Path, anchors: NamedAnchors, describe: Describe | None, observer: Observer
+) -> Iterator[Callable[[], None]]:
+    """Measure and draw a dataset beside the block, as artifacts `data/…` of the parent run; yield what stops it.
+
+    Does nothing if an earlier start did it. The end of the block waits for it; an exception, or a call of what is
+    yielded, stops it, and then the next start begins anew. What it cannot read or write is said, and harms nothing.
+    """
+    if describe is None or (parent.folder / ARTIFACTS / FOLDER / LAST_FILE).is_file():
+        yield lambda: None
+        return
+    stopped = threading.Event()
+    work = (parent, root, anchors, describe, observer, stopped)
+    thread = threading.Thread(target=_draw_data, args=work, name="data-portrait", daemon=True)
+    thread.start()
+    try:
+        yield stopped.set
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        thread.join()
+
+
+def _draw_data(
+    parent: RunFolder,
+    root: Path,
+    anchors: NamedAnchors,
+    describe: Describe,
+    observer: Observer,
+    stopped: threading.Event,
+) -> None:
+    def look_for_stop(*_: int) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+
+    try:
+        statistics = measure_dataset(root, look_for_stop, workers=1)
+        for name, content in describe(statistics, anchors).items():
+            look_for_stop()
+            parent.write_artifact(f"{FOLDER}/{name}", content)
+    except _StoppedError:
+        return
+    except (CityoptError, OSError) as error:
+        observer.say(f"Warning: the look at the data is missing from the parent run: {error}")
