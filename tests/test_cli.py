@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_docs import list_commands
@@ -12,6 +13,8 @@ from test_docs import list_commands
 from cityopt import cli
 from cityopt.errors import CityoptError, StoppedError
 from cityopt.labels import THING_NAMES
+
+TINY = Path(__file__).parent / "studies" / "tiny.yaml"
 
 
 @pytest.mark.parametrize("name", list_commands())
@@ -87,6 +90,49 @@ def test_scenes_can_be_made_and_checked_when_there_is_no_data(call, tmp_path):
     (next((out / "gtFine").rglob("*_instanceIds.png"))).unlink()
     code, said, err = call("data", "check", "--data", out)
     assert "problems" in said
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    from cityopt.data.synthetic import write_synthetic
+
+    out = tmp_path_factory.mktemp("stats") / "scenes"
+    write_synthetic(out, num_images=6, size=(64, 128), seed=3)
+    return out
+
+
+def test_statistics_are_written_and_printed_as_one_document(call, tmp_path, scenes):
+    out = tmp_path / "stats"
+    code, said, err = call("data", "stats", "--data", scenes, "--out", out, "--json")
+    document = json.loads(said)
+    assert (code, err) == (0, "") and document == json.loads((out / "stats.json").read_text())
+    assert {path.name for path in out.iterdir()} == set(document["files"])
+    assert document["root"] == str(scenes) and document["splits"]["train"]["images"] == 4
+    assert document["anchors"]["name"] == "torchvision's default anchors" and document["anchors"]["size"] is None
+    assert any("test" in remark for remark in document["remarks"])
+
+
+def test_statistics_show_the_anchors_of_a_study_as_the_anchors_command_does(call, tmp_path, tiny_store, monkeypatch):
+    from cityopt.report import data_report
+
+    monkeypatch.setattr(data_report, "_draw_pictures", lambda *_: {})
+    store, study = ("--store", tiny_store), ("--study", TINY)
+    code, said, err = call("anchors", *study, *store, "--json")
+    fitted = json.loads(said)
+    assert (code, err) == (0, "")
+    code, said, err = call("data", "stats", *study, *store, "--out", tmp_path / "stats")
+    assert (code, err) == (0, "") and "test (1 images) is left out" in said and str(tmp_path / "stats") in said
+    drawn = json.loads((tmp_path / "stats" / "stats.json").read_text())["anchors"]
+    assert (drawn["sizes"], drawn["ratios"]) == (fitted["sizes"], fitted["ratios"])
+    assert drawn["size"] == [64, 128] and drawn["name"].endswith("anchors of tiny")
+
+
+def test_statistics_refuse_a_folder_of_other_files_before_any_work(call, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code, out, err = call("data", "stats", "--data", tmp_path / "nowhere", "--out", tmp_path)
+    assert (code, out) == (1, "") and "holds other files" in err and "nowhere" not in err
+    code, out, err = call("data", "stats", "--data", tmp_path / "nowhere", "--out", tmp_path / "new")
+    assert (code, out) == (1, "") and "nowhere" in err and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("size", ["64", "64xwide", "x128", "64x-1"])

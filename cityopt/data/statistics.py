@@ -39,7 +39,8 @@ from cityopt.labels import BY_NAME, CLASS_OF_ID, LABELS
 
 NUM_IDS = max(label.id for label in LABELS) + 1
 _OUTSIDE = tuple(BY_NAME[name].id for name in ("rectification border", "out of roi"))
-_ID_OF_VALUE = np.array([value if value < 1000 else value // 1000 for value in range(NUM_IDS * 1000)], dtype=np.intp)
+_ID_OF_VALUE = np.arange(NUM_IDS * 1000) // 1000
+_ID_OF_VALUE[:NUM_IDS] = range(NUM_IDS)
 _THING_IDS = list(CLASS_OF_ID)
 _TOUCHING = np.ones((3, 3), dtype=bool)
 
@@ -156,7 +157,7 @@ def measure_raster(raster: NDArray[np.uint16]) -> RasterMeasures:
         is_truncated=_find_truncated(raster, instances),
     )
     height, width = raster.shape
-    by_label = np.bincount(_ID_OF_VALUE[: len(pixels)], pixels, minlength=NUM_IDS).astype(np.int64)
+    by_label = np.bincount(_ID_OF_VALUE, pixels, minlength=NUM_IDS).astype(np.int64)
     return RasterMeasures((height, width), objects, by_label, pixels[_THING_IDS] > 0)
 
 

@@ -225,8 +225,8 @@ def _tabulate_bins(statistics: DataStatistics, values: NDArray[Any], name: str, 
             found, counts = np.unique(bins[in_split & (statistics.objects.classes == number)], return_counts=True)
             for edge, count in zip(found.tolist(), counts.tolist(), strict=True):
                 low, high = (2 ** ((edge + step) / per_octave) for step in (0, 1))
-                values = (split, label, round(low, 4), round(high, 4), count)
-                rows.append(dict(zip(name_bin_columns(name), values, strict=True)))
+                row = (split, label, round(low, 4), round(high, 4), count)
+                rows.append(dict(zip(name_bin_columns(name), row, strict=True)))
     return rows
 
 

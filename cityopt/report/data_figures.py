@@ -98,7 +98,7 @@ def draw_objects_per_image(statistics: DataStatistics) -> Figure:
     """Draw how many objects images have."""
     counts = count_per_image(statistics)
     empty = int((counts == 0).sum())
-    title = f"Half of the images show {np.median(counts):.0f} objects or more, the fullest {counts.max()}"
+    title = f"Half of the images show {np.ceil(np.median(counts)):.0f} objects or more, the fullest {counts.max()}"
     none = f"{empty:,} of {len(counts):,} images show none." if empty else "Every image shows at least one."
     figure = open_figure(10, 4.8, title, f"Objects of the eight classes per image; a group is no object. {none}")
     axes = add_panel(figure, 0.9, 8.7, bottom_in=0.75, top_in=0.25)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import StudyConfig
-from cityopt.data.anchors import NamedAnchors, default_anchors, name_adopted
+from cityopt.config import DEFAULT_ANCHORS, StudyConfig
+from cityopt.data.anchors import NamedAnchors, name_adopted
 from cityopt.data.statistics import DataStatistics, measure_dataset
 from cityopt.data.tallies import (
     OBJECT_COLUMNS,
@@ -82,7 +82,7 @@ def report_dataset(
     check_report_folder(out)
     if config is None:
         root = Path(choose_root(data, None))
-        anchors = NamedAnchors(default_anchors(), "torchvision's default anchors", None)
+        anchors = NamedAnchors(DEFAULT_ANCHORS, "torchvision's default anchors", None)
     else:
         prepared = prepare_study(config, open_store(store), data=data, observer=observer)
         root = prepared.root
@@ -94,11 +94,16 @@ def report_dataset(
 
 def build_data_report(statistics: DataStatistics, anchors: NamedAnchors) -> dict[str, bytes]:
     """Return the files of the report by name, stats.json the last."""
-    tables = {name: _encode_csv(tabulate(statistics), name) for name, (tabulate, _) in _TABLES.items()}
+    tables = build_tables(statistics)
     pictures = _draw_pictures(statistics, anchors)
     summary = describe_data_report(statistics, anchors)
     files = {**tables, **pictures, INDEX: _write_index(summary).encode()}
     return {**files, SUMMARY: (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()}
+
+
+def build_tables(statistics: DataStatistics) -> dict[str, bytes]:
+    """Return the tables of the report as CSV by name."""
+    return {name: _encode_csv(tabulate(statistics), name) for name, (tabulate, _) in _TABLES.items()}
 
 
 def describe_data_report(statistics: DataStatistics, anchors: NamedAnchors) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from cityopt.config import AnchorTable
-from cityopt.data.anchors import NamedAnchors, default_anchors, list_shapes, measure_overlap
+from cityopt.config import DEFAULT_ANCHORS, AnchorTable
+from cityopt.data.anchors import NamedAnchors, list_shapes, measure_overlap
 from cityopt.data.statistics import DataStatistics
 from cityopt.data.tallies import (
     CITYSCAPES_MIN_PX,
@@ -176,8 +176,8 @@ def _draw_density(axes: Axes, side: Axes, extents: NDArray[np.float64]) -> None:
 
 def _draw_anchors(axes: Axes, side: Axes, table: AnchorTable) -> None:
     """Draw a table's anchors by level, and torchvision's defaults where they are others."""
-    if table != default_anchors():
-        xs, ys = _place_anchors(default_anchors())
+    if table != DEFAULT_ANCHORS:
+        xs, ys = _place_anchors(DEFAULT_ANCHORS)
         axes.scatter(xs.ravel(), ys.ravel(), s=70, c="none", edgecolors=INK, linewidths=1.1, zorder=4,
                      label="torchvision's defaults")  # fmt: skip
     xs, ys = _place_anchors(table)
@@ -198,7 +198,7 @@ def _say_reach(boxes: NDArray[np.float64], table: AnchorTable) -> str:
     """Say which share of the boxes (N, 4) has an anchor of IoU .5, and which would have a default one."""
     if not len(boxes):
         return "No boxes for the anchors to meet"
-    tables = [table] if table == default_anchors() else [table, default_anchors()]
+    tables = [table] if table == DEFAULT_ANCHORS else [table, DEFAULT_ANCHORS]
     best = [measure_overlap(list_shapes(each), boxes, None).max(axis=(1, 2)) for each in tables]
     shares = [_say_share(int((some >= 0.5).sum()), len(boxes)) for some in best]
     rest = f", {shares[1]} with torchvision's defaults" if len(shares) > 1 else ""

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from cityopt.runtime import derive_seed
 from cityopt.search.status import RUN_ID
+from cityopt.tracking.mlflow_store import MlflowStore
 
 pytestmark = pytest.mark.slow
 DISTURBED = ("stopped", "interrupted", "coordinator_killed", "worker_killed")
@@ -34,6 +35,17 @@ def test_calm_study_learns_prunes_and_tells_the_next_step(stories):
     output = calm.answers[0].output
     assert str(calm.store) in output and "cityopt promote --study tiny --store" in output
     assert "worker ready on cpu with 1 threads" in output and "\x1b" not in output  # plain lines without a terminal
+
+
+@pytest.mark.parametrize("name", ["calm", "coordinator_killed"])
+def test_look_at_the_data_is_on_the_parent_run(stories, name):
+    store = stories(name).store
+    mlflow = MlflowStore(store)
+    parent = mlflow.find_run("tiny", "tiny")
+    summary = json.loads(mlflow.fetch_artifact(parent, "data/stats.json").read_text())
+    assert all(mlflow.fetch_artifact(parent, f"data/{file}") for file in summary["files"])
+    facts = json.loads(mlflow.fetch_artifact(parent, "anchors.json").read_text())
+    assert summary["anchors"]["sizes"] == facts["sizes"] and summary["splits"]["train"]["images"] > 10
 
 
 @pytest.mark.parametrize("name", DISTURBED)
