@@ -183,7 +183,6 @@ def _say_range(cities: Sequence[Row]) -> str:
     least = min(cities, key=lambda row: row["objects_per_image"])
     if len(cities) == 1:
         return f"{most['objects_per_image']:.1f} objects an image in the only city, {most['city']}"
-    return (
-        f"From {least['objects_per_image']:.1f} objects an image in {least['city']} "
-        f"to {most['objects_per_image']:.1f} in {most['city']}"
-    )
+    ends = [f"{row['objects_per_image']:.1f}{unit} in {row['city']} ({row['split']})"
+            for row, unit in ((least, " objects an image"), (most, ""))]  # fmt: skip
+    return f"From {ends[0]} to {ends[1]}"

@@ -50,8 +50,8 @@ ALL_COLOR: Color = (0.38, 0.42, 0.48)
 LEVEL_COLORS = ("#fdbb2d", "#f58518", "#e4572e", "#b5174b", "#6a0f49")
 LIMITS = (
     (CITYSCAPES_MIN_PX, "100 px\nCityscapes counts from here"),
-    (COCO_SMALL_PX, "32² px\nsmall | medium"),
-    (COCO_MEDIUM_PX, "96² px\nmedium | large"),
+    (COCO_SMALL_PX, "32² px\nCOCO: small | medium"),
+    (COCO_MEDIUM_PX, "96² px\nCOCO: medium | large"),
 )
 HARDSHIPS = {"small": "small: below 32² px", "truncated": "truncated by the edge of the view", "in_parts": "in parts"}
 _DENSITY = LinearSegmentedColormap.from_list("density", ("#eef2f6", "#b8c9da", "#5d86ab", "#1f4a73"))
@@ -67,7 +67,7 @@ def draw_areas(statistics: DataStatistics) -> Figure:
         f"{small} of the objects are small for COCO, {tiny} too small for Cityscapes" if len(areas) else "No objects"
     )
     subtitle = (
-        "Objects by visible area (px of the label files, log axis). Rows have scales of their own; white: the median."
+        "Objects by visible area (px of the label files, log axis), each row to its own scale. White: median; right: count."
     )
     figure = open_figure(10, 6.4, title, subtitle)
     axes = add_panel(figure, 1.35, 7.4, top_in=0.35)
