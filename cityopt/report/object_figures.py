@@ -49,7 +49,7 @@ from cityopt.report.figures import (
 ALL_COLOR: Color = (0.38, 0.42, 0.48)
 LEVEL_COLORS = ("#fdbb2d", "#f58518", "#e4572e", "#b5174b", "#6a0f49")
 LIMITS = (
-    (CITYSCAPES_MIN_PX, "100 px\nCityscapes counts from here"),
+    (CITYSCAPES_MIN_PX, "100 px\nCityscapes' minimum"),
     (COCO_SMALL_PX, "32² px\nCOCO: small | medium"),
     (COCO_MEDIUM_PX, "96² px\nCOCO: medium | large"),
 )
@@ -66,9 +66,7 @@ def draw_areas(statistics: DataStatistics) -> Figure:
     title = (
         f"{small} of the objects are small for COCO, {tiny} too small for Cityscapes" if len(areas) else "No objects"
     )
-    subtitle = (
-        "Objects by visible area (px of the label files, log axis), each row to its own scale. White: median; right: count."
-    )
+    subtitle = "Objects by visible area (px of the label files, log axis), each row on its own scale. White: median."
     figure = open_figure(10, 6.4, title, subtitle)
     axes = add_panel(figure, 1.35, 7.4, top_in=0.35)
     names, colors = ["all", *THING_NAMES], [ALL_COLOR, *THING_COLORS]
