@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from cityopt.evaluation.overlays import GAP_PX, HEADER_PX, draw_overlay, encode_picture, list_instances
+from cityopt.evaluation.drawing import HEADER_PX
+from cityopt.evaluation.matching import list_instances, match_detections
+from cityopt.evaluation.overlays import GAP_PX, draw_overlay, encode_picture, outline_instances
 from cityopt.labels import THING_LABELS
 
 SIZE = (96, 192)
@@ -76,7 +78,8 @@ def test_overlay_shows_the_ground_truth_when_there_is_a_raster():
     assert look(picture, 55, 40, panel=1) == pytest.approx(0.55 * 120 + 0.45 * np.array((0, 0, 142)), abs=1)
     assert look(picture, 55, 120, panel=1) == look(picture, 85, 40, panel=1) == (120, 120, 120)
     assert look(picture, 55, 99.5, panel=1) == (200, 200, 200)
-    names = [(shape.caption, shape.is_group) for shape in list_instances(raster)]
+    found = list_instances(raster)
+    names = [(shape.caption, shape.fate == "group") for shape in outline_instances(found, match_detections(NOTHING, found))]
     assert sorted(names) == [("car", False), ("person group", True)]
 
 
