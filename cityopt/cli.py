@@ -211,6 +211,43 @@ def anchors(
 
 
 @app.command()
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="Pictures, and folders that are searched for them.")],
+    model: Annotated[
+        str, typer.Option("--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a run's id, or a checkpoint file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for overlays/, detections/ and summary.json.")],
+    score: Annotated[float, typer.Option("--score", help="Lowest score to show, in 0..1.")] = 0.5,
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Pictures at once; by default about a million pixels.")
+    ] = None,
+) -> None:
+    """Draw what a model finds in pictures, and write it as JSON with COCO's RLE masks.
+
+    Example: cityopt predict photos/ --model models:/cityopt-demo@champion --out found
+    """
+    from cityopt.report.tables import print_prediction
+    from cityopt.report.terminal import open_observer
+    from cityopt.training.prediction import run_prediction
+
+    console = _open_console()
+    with open_observer(console) as observer:
+        summary = run_prediction(
+            model,
+            inputs,
+            out=out,
+            store=store.absolute(),
+            score=score,
+            device=device,
+            batch_size=batch_size,
+            on_count=lambda done, total: observer.show_preparation("pictures", done, total),
+        )
+    print_prediction(console, summary, out)
+
+
+@app.command()
 def ui(
     store: StoreOption = STORE,
     port: Annotated[

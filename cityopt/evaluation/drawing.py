@@ -199,7 +199,9 @@ def _stroke(pixels: NDArray[np.uint8], lines: Sequence[Line], width: float, colo
     target[:] = np.rint(target * (1 - share) + np.array(color, dtype=np.float32) * share)
 
 
-def _write_header(panel: Image.Image, notes: Sequence[Note], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+def _write_header(
+    panel: Image.Image, notes: Sequence[Note], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
     """Write the notes in a row; a sample of the line stands before what it means."""
     x = 8.0
     for note in notes:

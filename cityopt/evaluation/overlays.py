@@ -101,9 +101,7 @@ def outline_instances(instances: Sequence[Instance], matching: Matching) -> list
         instance = instances[index]
         name = THING_NAMES[instance.class_index - 1]
         fate: Fate = "group" if instance.is_group else "found" if matching.is_found[index] else "missed"
-        shapes.append(
-            Shape(instance.mask, instance.class_index, f"{name} group" if instance.is_group else name, fate)
-        )
+        shapes.append(Shape(instance.mask, instance.class_index, f"{name} group" if instance.is_group else name, fate))
     return shapes
 
 

@@ -1,6 +1,7 @@
-"""Tables and numbers as people read them in a terminal: leaderboard, promotion, anchors, data check."""
+"""Tables and numbers as people read them in a terminal: leaderboard, promotion, anchors, data check, prediction."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from cityopt.dimension import Scalar
 if TYPE_CHECKING:
     from cityopt.search.promote import Promotion
     from cityopt.search.status import StudyStatus, TrialStatus
+    from cityopt.training.prediction_folder import PredictSummary
 
 STATE_STYLES: dict[str, str] = {
     "complete": "green",
@@ -149,3 +151,27 @@ def print_statistics(console: Console, found: dict[str, Any]) -> None:
     console.print(table)
     for remark in found["remarks"]:
         console.print(remark, highlight=False, soft_wrap=True)
+
+
+def print_prediction(console: Console, summary: "PredictSummary", out: Path) -> None:
+    """Print what was found in pictures, where it lies, and what could not be read."""
+    lines = [
+        f"{_count(summary.num_pictures, 'picture')}, {_count(summary.num_detections, 'object')} found: "
+        f"{out / 'overlays'}, {out / 'detections'}"
+    ]
+    if summary.num_labelled:
+        lines.append(
+            f"{_count(summary.num_labelled, 'picture')} with ground truth, at IoU .50: {summary.num_found} objects found, "
+            f"{summary.num_false} false, {summary.num_missed} missed"
+        )
+    problems = list(summary.problems.items())
+    if problems:
+        lines.append(f"{_count(len(problems), 'file')} could not be read:")
+        lines += [f"  {path}: {reason}" for path, reason in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"  … and {len(problems) - _MAX_PROBLEMS} more, in {out / 'summary.json'}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -275,7 +275,7 @@ class Promoter:
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
         """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
-        from cityopt.training.scoring import score_checkpoint
+        from cityopt.training.scoring import draw_checkpoint, score_checkpoint
 
         promoted, trial = (run_folder(self.store, i) / BEST for i in (run_id, winner.run_id or ""))
 
@@ -297,6 +297,13 @@ class Promoter:
         extra = {name: v for name, v in {**trial_val, **on_holdout}.items() if math.isfinite(v)}
         tracker = RunFolder(run_folder(self.store, run_id), _token(run_folder(self.store, run_id)))
         tracker.log_metrics(extra, step=run.training.epochs)
+        draw_checkpoint(
+            promoted,
+            run,
+            VAL,
+            tracker,
+            on_count=lambda done, total: self.observer.show_preparation("ranking val's images", done, total),
+        )
         tail = run.metric.removeprefix("val/")
         return (
             Comparison("val", run.metric, extra.get(f"trial/val/{tail}"), own_val.get(run.metric)),

@@ -79,7 +79,9 @@ def test_overlay_shows_the_ground_truth_when_there_is_a_raster():
     assert look(picture, 55, 120, panel=1) == look(picture, 85, 40, panel=1) == (120, 120, 120)
     assert look(picture, 55, 99.5, panel=1) == (200, 200, 200)
     found = list_instances(raster)
-    names = [(shape.caption, shape.fate == "group") for shape in outline_instances(found, match_detections(NOTHING, found))]
+    names = [
+        (shape.caption, shape.fate == "group") for shape in outline_instances(found, match_detections(NOTHING, found))
+    ]
     assert sorted(names) == [("car", False), ("person group", True)]
 
 
