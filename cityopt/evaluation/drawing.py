@@ -34,7 +34,7 @@ BOX_OPACITY = 0.8
 DARK = (24, 26, 30)
 WHITE = (255, 255, 255)
 _FINE = 3
-"""Lines are drawn so many times larger and then shrunk, which smooths them. Widths of odd numbers of fine pixels lie centred."""
+"""Lines are drawn so many times larger and then shrunk, which smooths them. An odd number of such pixels lies centred."""
 
 Color = tuple[int, int, int]
 Window = tuple[int, int, int, int]
@@ -120,9 +120,9 @@ def _scale_mask(
         min(size[1], int((y + height) * scale[1]) + 3),
     )
     whole = Image.fromarray(mask.decode(dict(code)) * np.uint8(255))
-    source = tuple(min(edge / scale[i % 2], whole.size[i % 2]) for i, edge in enumerate(window))
-    small = whole.resize((window[2] - window[0], window[3] - window[1]), Image.Resampling.BILINEAR, box=source)
-    return np.asarray(small), window
+    x0, y0, x1, y1 = (min(edge / scale[i % 2], whole.size[i % 2]) for i, edge in enumerate(window))
+    shown = (window[2] - window[0], window[3] - window[1])
+    return np.asarray(whole.resize(shown, Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))), window
 
 
 def _fill(
@@ -154,9 +154,10 @@ def _outline(
         _stroke(pixels, [corners], 1.0, _brighten(THING_LABELS[shape.class_index - 1].color), BOX_OPACITY)
     if scaled is not None:
         soft, (left, top, _, _) = scaled
-        # Two columns and rows of zeros around: a mask that touches the picture's edge has an outline there too.
+        # A frame of zeros around: a mask that touches the picture's edge has an outline there too.
+        corner = np.array((left - 0.5, top - 0.5))
         lines = contour_generator(z=np.pad(soft.astype(np.float64), 1)).lines(127.5)
-        draw_line(pixels, [np.asarray(line) + (left - 0.5, top - 0.5) for line in lines], shape.color, shape.fate)
+        draw_line(pixels, [np.asarray(line) + corner for line in lines], shape.color, shape.fate)
     return window
 
 

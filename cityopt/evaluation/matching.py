@@ -68,10 +68,11 @@ def list_instances(raster: NDArray[Any]) -> list[Instance]:
     from hotcoco import mask
 
     size = list(raster.shape)
-    return [
-        Instance(class_index, mask.frPyObjects({"size": size, "counts": counts}, *size), is_group)
-        for class_index, is_group, counts in find_runs(raster)
-    ]
+    found = []
+    for class_index, is_group, counts in find_runs(raster):
+        code: Rle = mask.frPyObjects({"size": size, "counts": counts}, *size)
+        found.append(Instance(class_index, code, is_group))
+    return found
 
 
 def match_detections(

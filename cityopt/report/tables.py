@@ -161,7 +161,7 @@ def print_prediction(console: Console, summary: "PredictSummary", out: Path) -> 
     ]
     if summary.num_labelled:
         lines.append(
-            f"{_count(summary.num_labelled, 'picture')} with ground truth, at IoU .50: {summary.num_found} objects found, "
+            f"{_count(summary.num_labelled, 'picture')} with ground truth, at IoU .50: {summary.num_found} found, "
             f"{summary.num_false} false, {summary.num_missed} missed"
         )
     problems = list(summary.problems.items())

@@ -1,7 +1,7 @@
 """Pictures of a run: a person must see at a glance whether the model works, and where it does not.
 
-Each run draws a few, always of the same images. A promotion's last evaluation also ranks every image by its F1 at IoU .5
-of the detections of score .5 or more (`matching.Matching.f1`) and draws the best and the worst.
+Each run draws a few, always of the same images. A promotion's last evaluation also ranks every image by its F1 at
+IoU .5 of the detections of score .5 or more (`matching.Matching.f1`) and draws the best and the worst.
 
     overlays/<image>.jpg
     overlays/worst/01_f1-0.00_<image>.jpg    the worst first; of equal F1, the one with more errors
