@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cityopt.models.masks import Rle
 
 PANEL_WIDTHS_PX = (768, 1280)
-PANEL_HEIGHT_PX = 1600
+PANEL_HEIGHTS_PX = (1024, 1600)
 HEADER_PX = 26
 TEXT_PX = 13
 LINE_PX = 7 / 3
@@ -34,7 +34,7 @@ BOX_OPACITY = 0.8
 DARK = (24, 26, 30)
 WHITE = (255, 255, 255)
 _FINE = 3
-"""Lines are drawn so many times larger and then shrunk, which smooths them. An odd number of such pixels lies centred."""
+"""Lines are drawn so many times larger, then shrunk: that smooths them. Widths of odd numbers of these lie centred."""
 
 Color = tuple[int, int, int]
 Window = tuple[int, int, int, int]
@@ -98,9 +98,12 @@ def draw_panel(image: NDArray[np.uint8], shapes: Sequence[Shape], notes: Sequenc
 
 
 def choose_panel_size(height: int, width: int) -> tuple[int, int]:
-    """Return the (width, height) at which an image is shown: 768 to 1280 px wide, but not above 1600 px high."""
+    """Return the (width, height) at which an image is shown: 768 to 1280 px wide.
+
+    Tall ones are narrower: none is enlarged above 1024 px of height, or shown above 1600.
+    """
     scale = min(max(width, PANEL_WIDTHS_PX[0]), PANEL_WIDTHS_PX[1]) / width
-    scale = min(scale, PANEL_HEIGHT_PX / height)
+    scale = min(scale, max(1.0, PANEL_HEIGHTS_PX[0] / height), PANEL_HEIGHTS_PX[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -57,6 +57,20 @@ def test_output_compares_with_the_trial_when_promoted(promoted):
     assert rows[1][2] != "–" and "has trained on these images" in rows[1][5]
 
 
+def test_best_and_worst_images_are_artifacts_when_promoted(promoted):
+    store, _ = promoted
+    found = MlflowStore(store)
+    run_id = read_runs(store)["promotion-0001"].info.run_id
+    names = {
+        item.path for folder in ("overlays", "overlays/worst") for item in found.client.list_artifacts(run_id, folder)
+    }
+    worst = sorted(name for name in names if name.startswith("overlays/worst/"))
+    assert worst and worst[0].startswith("overlays/worst/01_f1-") and "overlays/images.csv" in names
+    rows = found.fetch_artifact(run_id, "overlays/images.csv").read_text().splitlines()[1:]
+    assert len(rows) == 5  # all of val
+    assert worst[0].endswith(f"_{rows[0].split(',')[0]}.jpg")
+
+
 def test_second_promotion_is_challenger_with_the_reason_when_it_is_no_better(promoted):
     store, (_, second) = promoted
     assert second.code == 0, second

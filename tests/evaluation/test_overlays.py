@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from cityopt.evaluation.drawing import HEADER_PX
+from cityopt.evaluation.drawing import FATE_COLORS, HEADER_PX, choose_panel_size, draw_line
 from cityopt.evaluation.matching import list_instances, match_detections
 from cityopt.evaluation.overlays import GAP_PX, draw_overlay, encode_picture, outline_instances
 from cityopt.labels import THING_LABELS
@@ -136,3 +136,59 @@ def test_encode_picture_gives_files_that_open_again():
         assert opened.format == kind.upper()
         difference = np.abs(np.asarray(opened.convert("RGB")).astype(int) - np.asarray(picture))
         assert difference.mean() <= tolerance
+
+
+def count_near(picture, color, panel):
+    """Count the pixels of a panel, without its header, that have a colour."""
+    left = panel * (768 + GAP_PX)
+    pixels = np.asarray(picture)[HEADER_PX:, left : left + 768].astype(int)
+    return int((np.abs(pixels - color).max(axis=2) <= 2).sum())
+
+
+def test_outlines_tell_found_false_and_missed_apart_when_there_is_ground_truth():
+    raster = np.full(SIZE, 7, np.uint16)
+    raster[40:70, 20:60] = 26003  # found
+    raster[40:70, 120:160] = 26004  # missed
+    masks = fill_box(40, 22, 70, 60), fill_box(5, 80, 35, 110)
+    picture = draw_overlay(GREY, predict(*masks, classes=[3, 3], scores=[0.9, 0.8]), raster)
+    pixels = {
+        (fate, panel): count_near(picture, FATE_COLORS[fate], panel)
+        for fate in ("found", "false", "missed")
+        for panel in (0, 1)
+    }
+    perimeter = 2 * SCALE * (30 + 40)
+    assert pixels["found", 0] > perimeter and pixels["found", 1] > perimeter  # whole, about two pixels wide
+    assert 0.3 * perimeter < pixels["false", 0] < 1.6 * perimeter  # dashed
+    assert 0.3 * perimeter < pixels["missed", 1] < 1.6 * perimeter
+    assert pixels["false", 1] == pixels["missed", 0] == 0
+    plain = draw_overlay(GREY, predict(*masks, classes=[3, 3], scores=[0.9, 0.8]), None)
+    assert not any(count_near(plain, color, 0) for color in FATE_COLORS.values())
+
+
+@pytest.mark.parametrize("brightness", [0, 90, 255])
+@pytest.mark.parametrize("fate", ["found", "false", "missed"])
+def test_outlines_can_be_seen_when_the_image_is_dark_or_bright(fate, brightness):
+    """Light line and dark line: one of them differs from the ground, and they differ from each other."""
+    pixels = np.full((20, 200, 3), brightness, np.uint8)
+    draw_line(pixels, [np.array([(0.0, 10.0), (200.0, 10.0)])], FATE_COLORS[fate], fate)
+    column = [relative_luminance(color) + 0.05 for color in pixels[:, 4]]
+    assert max(column[6:14]) / min(column[6:14]) > 3  # WCAG 2, graphical objects
+    dashes = np.abs(pixels[10].astype(int) - FATE_COLORS[fate]).max(axis=1) <= 2
+    assert dashes.all() if fate == "found" else 0.35 < dashes.mean() < 0.75
+
+
+def test_boxes_are_drawn_where_the_model_put_them():
+    prediction = predict(fill_box(40, 50, 70, 90), classes=[3], scores=[0.9])
+    prediction.boxes_xyxy[:] = (40.0, 30.0, 100.0, 80.0)
+    picture = draw_overlay(GREY, prediction, None)
+    for y, x in ((30, 70), (80, 70), (55, 40), (55, 100)):
+        around = [picture.getpixel((SCALE * x + i, HEADER_PX + SCALE * y + j)) for i in (-1, 0) for j in (-1, 0)]
+        assert max(max(color) for color in around) > 180, (y, x)
+    assert look(picture, 35, 70) == (120, 120, 120)
+
+
+def test_overlay_is_not_blown_up_when_the_image_is_tall():
+    nothing = SimpleNamespace(**{**vars(NOTHING), "size": (3000, 40)})
+    assert draw_overlay(np.zeros((3000, 40, 3), np.uint8), nothing, None).size == (768, 1600 + HEADER_PX)
+    assert choose_panel_size(360, 180) == (512, 1024)
+    assert choose_panel_size(1200, 900) == (900, 1200)

@@ -4,13 +4,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from cityopt.config import RunConfig
 from cityopt.data.cityscapes import FrameFacts
 from cityopt.models.build import build_model
+from cityopt.models.masks import Prediction
 from cityopt.tracking.run_folder import RunFolder
+from cityopt.training import samples
 from cityopt.training.dataset import prepare_data
-from cityopt.training.samples import choose_samples, write_overlays
+from cityopt.training.samples import choose_samples, write_gallery, write_overlays
 
 
 def facts(*counts: tuple[int, ...]) -> list[FrameFacts]:
@@ -34,3 +37,35 @@ def test_write_overlays_draws_the_very_images(config: RunConfig, tmp_path: Path)
     image = data.train.images[1].astype(int)
     background = data.train.instances[1] < 1000
     assert np.abs(right[background] - image[background]).mean() < 25
+
+
+def test_gallery_ranks_images_and_draws_the_best_and_the_worst(config: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    data = prepare_data(config)
+    wrong = {0: [1], 1: [], 2: [0, 1], 3: [0]}  # instances that the model misses, of two; image 4, 5: none
+
+    def predict(model, cache, indices, **_):
+        for index in indices:
+            raster = np.asarray(cache.instances[index])
+            values = [v for i, v in enumerate((24001, 26000)) if i not in wrong.get(index, [])]
+            masks = [coco_mask.encode(np.asfortranarray((raster == v).astype(np.uint8))) for v in values]
+            classes = np.array([{24: 1, 26: 3}[v // 1000] for v in values], np.int64)
+            boxes = np.zeros((len(values), 4), np.float32)
+            yield index, Prediction(boxes, np.full(len(values), 0.9, np.float32), classes, masks, raster.shape)
+
+    monkeypatch.setattr(samples, "predict_images", predict)
+    monkeypatch.setattr(samples, "NUM_RANKED", 2)
+    ranking = write_gallery(RunFolder(tmp_path), build_model(config.model), data.train, torch.device("cpu"))
+    names = data.train.names
+    assert [score.name for score in ranking][:3] == [names[2], names[0], names[3]]
+    assert [score.f1 for score in ranking] == [0.0, 2 / 3, 2 / 3, 1.0, 1.0, 1.0]
+    folder = tmp_path / "artifacts" / "overlays"
+    assert sorted(path.name for path in (folder / "worst").iterdir()) == [
+        f"01_f1-0.00_{names[2]}.jpg",
+        f"02_f1-0.67_{names[0]}.jpg",
+    ]
+    assert sorted(path.name for path in (folder / "best").iterdir()) == [
+        f"01_f1-1.00_{names[1]}.jpg",
+        f"02_f1-1.00_{names[4]}.jpg",
+    ]
+    rows = (folder / "images.csv").read_text().splitlines()
+    assert rows[0] == "image,f1,found,false,missed" and rows[2] == f"{names[0]},0.666667,1,0,1" and len(rows) == 7
