@@ -70,8 +70,8 @@ def list_instances(raster: NDArray[Any]) -> list[Instance]:
     size = list(raster.shape)
     found = []
     for class_index, is_group, counts in find_runs(raster):
-        code: Rle = mask.frPyObjects({"size": size, "counts": counts}, *size)
-        found.append(Instance(class_index, code, is_group))
+        code = mask.frPyObjects({"size": size, "counts": counts}, *size)
+        found.append(Instance(class_index, {"size": size, "counts": code["counts"]}, is_group))
     return found
 
 

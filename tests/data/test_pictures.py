@@ -24,10 +24,7 @@ def test_picture_is_read_as_it_is_when_nothing_is_lost(tmp_path, suffix):
     np.testing.assert_array_equal(read_picture(save(tmp_path / f"a.{suffix}", **options)), RGB)
 
 
-@pytest.mark.parametrize(
-    ("orientation", "quarters"),
-    [(1, lambda a: a), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, 3)), (8, np.rot90)],
-)
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_picture_stands_upright_when_exif_says_that_it_was_turned(tmp_path, orientation, quarters):
     exif = Image.Exif()
     exif[0x0112] = orientation

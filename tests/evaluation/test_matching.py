@@ -76,14 +76,14 @@ def match_slowly(raster, masks, classes, scores):
 
 def test_matching_equals_a_slow_loop_over_pixels_when_scenes_are_random():
     seen = np.zeros(4, int)
-    for seed in range(300):
+    for seed in range(150):
         raster, masks, classes, scores = draw_scene(np.random.default_rng(seed))
         matching = match_detections(predict(*masks, classes=classes, scores=scores), list_instances(raster))
         excused = matching.truth_of.count(EXCUSED)
         counts = (matching.num_found, matching.num_false, excused, matching.num_missed)
         assert counts == match_slowly(raster, masks, classes, scores), seed
         seen += counts
-    assert (seen > 20).all()
+    assert (seen > 10).all()
 
 
 def test_better_score_takes_the_instance_when_two_detections_want_it():
