@@ -13,6 +13,7 @@ from typing import Any
 
 from cityopt.config import DEFAULT_ANCHORS, StudyConfig
 from cityopt.data.anchors import NamedAnchors, name_adopted
+from cityopt.data.roots import choose_root
 from cityopt.data.statistics import DataStatistics, measure_dataset
 from cityopt.data.tallies import (
     OBJECT_COLUMNS,
@@ -29,8 +30,8 @@ from cityopt.data.tallies import (
 )
 from cityopt.errors import ConfigError
 from cityopt.search.observer import Observer
-from cityopt.search.preparation import choose_root, prepare_study
-from cityopt.search.study import open_store
+from cityopt.search.preparation import prepare_study
+from cityopt.store import open_store
 from cityopt.tracking.run_folder import write_atomically
 
 SUMMARY, INDEX = "stats.json", "README.md"

@@ -95,7 +95,7 @@ def run_sweep(
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)
                 with drawing_data(parent, prepared.root, anchors, describe, observer) as stop_drawing:
                     coordinator.run(parent)
-                    if coordinator.is_interrupted:
+                    if coordinator.interrupt.is_set:
                         stop_drawing()
         return _sum_up(folder, config, coordinator)
 
