@@ -8,6 +8,7 @@ Every command turns `--store` into an absolute path here, and only those that be
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from cityopt.errors import StoreError
@@ -55,4 +56,4 @@ def place_store(path: str | Path) -> Path:
 
 def describe_option(store: Path) -> str:
     """Return the option that names a store in a command, with a space before it; empty for the default one."""
-    return "" if store == place_store("mlruns") else f" --store {os.path.relpath(store)}"
+    return "" if store == place_store("mlruns") else f" --store {shlex.quote(os.path.relpath(store))}"

@@ -1,7 +1,5 @@
 """The folder of all state: made by what begins something, found by the rest, named the same way by all."""
 
-from pathlib import Path
-
 import pytest
 
 from cityopt.errors import StoreError
@@ -48,4 +46,5 @@ def test_mistyped_store_is_refused_with_path_and_command_and_never_made(tmp_path
 def test_option_is_needed_only_when_the_store_is_another_than_the_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert describe_option(tmp_path / "mlruns") == ""
-    assert describe_option(Path(tmp_path / "other" / "store")) == " --store other/store"
+    assert describe_option(tmp_path / "other" / "store") == " --store other/store"
+    assert describe_option(tmp_path / "my store") == " --store 'my store'"
