@@ -143,13 +143,14 @@ def evaluate(
     """
     from cityopt.report.evaluation_table import print_evaluation
     from cityopt.report.terminal import open_observer
+    from cityopt.store import place_store
     from cityopt.training.evaluation import run_evaluation
 
     console = _open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = run_evaluation(
             model,
-            store=store.absolute(),
+            store=place_store(store),
             data=data,
             split=split,
             protocols=protocol,
@@ -230,6 +231,7 @@ def predict(
     """
     from cityopt.report.tables import print_prediction
     from cityopt.report.terminal import open_observer
+    from cityopt.store import place_store
     from cityopt.training.prediction import run_prediction
 
     console = _open_console()
@@ -238,7 +240,7 @@ def predict(
             model,
             inputs,
             out=out,
-            store=store.absolute(),
+            store=place_store(store),
             score=score,
             device=device,
             batch_size=batch_size,
