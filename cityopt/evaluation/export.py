@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,7 +32,7 @@ from cityopt.errors import StoreError
 from cityopt.evaluation.coco_ap import KINDS, CocoEvaluator, describe_results
 from cityopt.evaluation.semantic import paint_prediction
 from cityopt.labels import THING_LABELS
-from cityopt.models.masks import Prediction
+from cityopt.models.masks import Prediction, Rle
 
 INSTANCES, MASKS, PIXELS, COCO = "instances", "masks", "pixels", "coco"
 
@@ -107,16 +108,27 @@ class JsonList:
 
 def write_instances(folder: Path, name: str, prediction: Prediction) -> None:
     """Write `<name>_pred.txt` and the masks that it lists, best score first; an empty file where nothing was found."""
-    from hotcoco import mask as rle_mask
-
     lines = []
     for index, (code, class_index, score) in enumerate(
         zip(prediction.masks, prediction.classes.tolist(), prediction.scores.tolist(), strict=True)
     ):
         path = f"{MASKS}/{name}_{index:03d}.png"
-        Image.fromarray(rle_mask.decode(dict(code)) > 0).save(folder / path)
+        draw_mask(code).save(folder / path, compress_level=1)
         lines.append(f"{path} {THING_LABELS[class_index - 1].id} {score!r}\n")
     (folder / f"{name}_pred.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def draw_mask(code: Rle) -> Image.Image:
+    """Return a mask as a picture of one bit per pixel; only the part with the object is unpacked."""
+    from hotcoco import mask as rle_mask
+
+    height, width = code["size"]
+    picture = Image.new("1", (width, height))
+    left, top, columns, rows = (int(edge) for edge in rle_mask.to_bbox(dict(code)))
+    if columns and rows:
+        crop = rle_mask.decode(dict(code))[top : top + rows, left : left + columns]
+        picture.paste(Image.fromarray(np.ascontiguousarray(crop) > 0), (left, top))
+    return picture
 
 
 def check_export(folder: Path) -> None:

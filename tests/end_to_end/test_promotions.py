@@ -119,6 +119,21 @@ def test_reference_resolves_to_the_checkpoint_file_when_promoted(promoted):
     assert path.suffix == ".pt" and "model" in content
 
 
+def test_champion_gets_the_numbers_of_its_promotion_when_evaluated_at_the_size_of_its_training(promoted, tmp_path):
+    store, _ = promoted
+    answer = run(
+        *("evaluate", "--model", "models:/cityopt-tiny@champion", "--store", store, "--device", "cpu", "--json"),
+        *("--export", tmp_path / "out"),
+    )
+    assert (answer.code, answer.errors) == (0, "")
+    found = json.loads(answer.output)
+    promotion = read_runs(store)["promotion-0001"].data.metrics
+    known = {name: value for name, value in promotion.items() if name.startswith("val/coco/")}
+    assert known and {name: found[name] for name in known} == pytest.approx(known, abs=1e-12)
+    assert {name.split("/")[1] for name in found} == {"cityscapes", "coco", "semantic_things"}
+    assert any((tmp_path / "out/instances/masks").iterdir())
+
+
 def test_promotion_goes_on_from_its_checkpoint_when_killed_or_interrupted(stories, promoted):
     calm_store, _ = promoted
     store = stories("coordinator_killed").store

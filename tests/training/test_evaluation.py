@@ -4,20 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_frame
 from official_scripts import score_export
+from PIL import Image
 
-from cityopt.config import RunConfig
+from cityopt.config import ImageSet, RunConfig
 from cityopt.data.cityscapes import index_split
+from cityopt.data.resizing import resize_raster
+from cityopt.data.targets import find_instances
 from cityopt.errors import ConfigError, DataError, StoreError, WeightsError
 from cityopt.evaluation.full_resolution import decode_frames
 from cityopt.models.build import build_model
 from cityopt.settings import replace_section
 from cityopt.training import evaluation
-from cityopt.training.checkpoint import TrainingState, save_checkpoint
+from cityopt.training.checkpoint import TrainingState, load_model, save_checkpoint
 from cityopt.training.evaluation import run_evaluation
+from cityopt.training.scoring import score_checkpoint
 
 SEEN = (32, 64)
 NAMES = [f"lund_{number:06d}_000019" for number in range(4)]
@@ -52,9 +57,6 @@ def checkpoint(large_tree, config, tmp_path_factory) -> Path:
 
 
 def to_sample(decoded):
-    from cityopt.data.resizing import resize_raster
-    from cityopt.data.targets import find_instances
-
     found = find_instances(resize_raster(decoded.raster, SEEN))
     target = {name: torch.from_numpy(getattr(found, name)) for name in ("boxes_xyxy", "classes", "instance_map")}
     return torch.from_numpy(decoded.image.transpose(2, 0, 1).copy()).float() / 255, target
@@ -90,6 +92,24 @@ def test_exported_files_give_the_official_scripts_the_numbers_that_are_returned(
     assert (found.num_images, found.is_part, found.sizes, found.size_seen) == (4, False, ((64, 128),), SEEN)
     assert seen == [("predicting", done, 4) for done in range(5)]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_numbers_are_those_of_the_cached_images_when_the_model_sees_full_size(checkpoint, large_tree, tmp_path):
+    """Promotion scores images from the cache; at the images' own size both ways are one."""
+    for decoded in decode_frames(index_split(large_tree, "val"), SEEN):
+        for split, city in (("train", "ulm"), ("val", "lund")):
+            image = tmp_path / f"tree/leftImg8bit/{split}/{city}/{decoded.frame.image.name.replace('lund', city)}"
+            label = tmp_path / f"tree/gtFine/{split}/{city}/{decoded.frame.instance_ids.name.replace('lund', city)}"
+            for path, pixels in ((image, decoded.image), (label, resize_raster(decoded.raster, SEEN))):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    own = load_model(checkpoint)[1]
+    data = replace_section(own.data, root=str(tmp_path / "tree"))
+    cached = own.model_copy(update={"data": data, "cache": str(tmp_path / "cache")})
+    expected = score_checkpoint(checkpoint, cached, ImageSet(split="val"), prefix="val")
+    options = {"store": tmp_path, "data": str(tmp_path / "tree"), "protocols": "coco", "device": "cpu"}
+    np.testing.assert_equal(run_evaluation(str(checkpoint), **options).metrics, expected)
+    assert 0 < expected["val/coco/segm/ap"] < 1
 
 
 def test_metrics_are_those_of_the_protocols_that_are_asked_for(evaluate):
