@@ -14,7 +14,7 @@ from cityopt.dimension import Dimension, Scalar
 from cityopt.errors import ConfigError
 from cityopt.settings import Section, name_nearest, replace_settings, set_in_tree, validate
 
-_SEARCHED_DATA = ("data.hflip", "data.scale_jitter")
+_SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur")
 _PROMOTED_DATA = (*_SEARCHED_DATA, "data.size", "data.num_workers")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -44,6 +44,10 @@ class DataConfig(Section):
     hflip: Fraction = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Range of the random zoom; below 1 pads with black, above 1 crops."""
+    color_jitter: Fraction = 0.0
+    """Strength of random brightness, contrast and saturation (20 % each) and hue (10 %); 1 is all of it, 0 none."""
+    blur: Fraction = 0.0
+    """Chance of a Gaussian blur with a sigma of 0.1 to 2 px."""
     num_workers: Annotated[int, Field(strict=True, ge=0)] = 0
     """Loader processes per training; 0 loads in the training process."""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -81,7 +85,7 @@ DEFAULT_ANCHORS = AnchorTable(
 class ModelConfig(Section):
     """The model family and its size."""
 
-    family: Literal["mask_rcnn"] = "mask_rcnn"
+    family: Literal["mask_rcnn", "unet", "unet_resnet34"] = "mask_rcnn"
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
     weights: str = "coco"
     """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
@@ -103,12 +107,33 @@ class ModelConfig(Section):
     """Regions of interest per image that the box head trains on."""
     num_detections: PositiveInt = 100
     score_threshold: Fraction = 0.05
+    start_channels: PositiveInt = 16
+    """Width of a `unet`'s first level; each pooling doubles it."""
+    depth: Annotated[int, Field(strict=True, ge=1, le=8)] = 4
+    """Poolings of a `unet`."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """Norm of a `unet`."""
+    loss: Literal["cross_entropy", "focal", "dice", "cross_entropy+dice", "focal+dice"] = "cross_entropy"
+    """Loss of a semantic model."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs cross-entropy and focal loss by how rare a class is in the training images."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.anchors == "explicit") != (self.anchor_table is not None):
             raise ValueError("`anchors: explicit` and `anchor_table` go together: give both or neither")
+        if self.family == "unet" and (self.weights != "none" or self.freeze_depth):
+            raise ValueError(
+                "`family: unet` trains from random values: `weights: none` and `freeze_depth: 0` must hold, but got "
+                f"weights={self.weights!r}, freeze_depth={self.freeze_depth}"
+            )
         return self
+
+    @property
+    def task(self) -> Literal["instance", "semantic"]:
+        """What the family predicts: `instance` masks, or a `semantic` class per pixel."""
+        return "instance" if self.family == "mask_rcnn" else "semantic"
 
 
 class TrainingConfig(Section):

@@ -8,20 +8,24 @@ Shapes: B images of a batch, H, W height and width in pixels, N instances of an 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cityopt.config import DataConfig
 from cityopt.data.augment import augment_sample
 from cityopt.data.cache import ImageCache
-from cityopt.data.targets import find_instances
+from cityopt.data.targets import find_instances, find_train_ids
 from cityopt.runtime import derive_seed
 
+Task = Literal["instance", "semantic"]
 Target = dict[str, Tensor]
-"""`boxes_xyxy` (N, 4) float32 pixels, `classes` (N,) int64 in 1 … 8, `instance_map` (H, W) int32: i + 1 where i is."""
+"""Of instances: `boxes_xyxy` (N, 4) float32 pixels, `classes` (N,) int64 in 1 … 8, `instance_map` (H, W) int32:
+i + 1 where i is. Semantic: `label_map` (H, W) uint8, training ids 0 … 18 or 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def build_loader(
     epoch: int,
     train: bool,
     device: torch.device | str = "cpu",
+    task: Task = "instance",
 ) -> Iterable[Batch]:
     """Return the batches of one epoch over cached images.
 
@@ -62,7 +67,7 @@ def build_loader(
     if train and len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()
     return DataLoader(
-        _Samples(cache, data, seed, epoch, train),
+        _Samples(cache, data, seed, epoch, train, task),
         batch_sampler=batches,
         num_workers=data.num_workers,
         collate_fn=_collate_samples,
@@ -75,28 +80,45 @@ _Sample = tuple[Tensor, Target, int]
 
 
 class _Samples(Dataset[_Sample]):
-    def __init__(self, cache: ImageCache, data: DataConfig, seed: int, epoch: int, train: bool) -> None:
+    def __init__(self, cache: ImageCache, data: DataConfig, seed: int, epoch: int, train: bool, task: Task) -> None:
         self.cache, self.data, self.seed, self.epoch, self.train = cache, data, seed, epoch, train
+        self.find_target = _find_objects if task == "instance" else _find_labels
 
     def __getitem__(self, index: int) -> _Sample:
         image, raster = self.cache.images[index], self.cache.instances[index]
         if self.train:
             rng = np.random.default_rng(derive_seed(self.seed, "augment", self.epoch, index))
             image, raster = augment_sample(
-                image, raster, rng, hflip=self.data.hflip, scale_jitter=self.data.scale_jitter
+                image,
+                raster,
+                rng,
+                hflip=self.data.hflip,
+                scale_jitter=self.data.scale_jitter,
+                color_jitter=self.data.color_jitter,
+                blur=self.data.blur,
             )
-        found = find_instances(raster)
-        target = {
-            "boxes_xyxy": torch.from_numpy(found.boxes_xyxy),
-            "classes": torch.from_numpy(found.classes),
-            "instance_map": torch.from_numpy(found.instance_map),
-        }
-        return torch.from_numpy(image.transpose(2, 0, 1).copy()), target, index
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), self.find_target(raster), index
+
+
+def _find_objects(raster: NDArray[np.uint16]) -> Target:
+    found = find_instances(raster)
+    return {
+        "boxes_xyxy": torch.from_numpy(found.boxes_xyxy),
+        "classes": torch.from_numpy(found.classes),
+        "instance_map": torch.from_numpy(found.instance_map),
+    }
+
+
+def _find_labels(raster: NDArray[np.uint16]) -> Target:
+    return {"label_map": torch.from_numpy(find_train_ids(raster))}
 
 
 def _collate_samples(samples: Sequence[_Sample]) -> Batch:
     """Make a batch of samples: four tensors cut into views, since a worker sends each tensor by a file descriptor."""
     images, targets, indices = zip(*samples, strict=True)
+    if "label_map" in targets[0]:
+        maps = torch.stack([target["label_map"] for target in targets])
+        return Batch(list(torch.stack(images)), [{"label_map": one} for one in maps], list(indices))
     counts = [len(target["classes"]) for target in targets]
     boxes = torch.split(torch.cat([target["boxes_xyxy"] for target in targets]), counts)
     classes = torch.split(torch.cat([target["classes"] for target in targets]), counts)

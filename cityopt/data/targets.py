@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.labels import CLASS_OF_ID
+from cityopt.labels import CLASS_OF_ID, LABELS
 
 _NUM_IDS = (max(CLASS_OF_ID) + 1) * 1000
 _CLASS_OF_ID = np.zeros(_NUM_IDS, dtype=np.int64)
 """Class of each value of a raster that is a single instance of the eight classes; 0 for all others."""
 for _id, _class in CLASS_OF_ID.items():
     _CLASS_OF_ID[_id * 1000 : (_id + 1) * 1000] = _class
+
+
+VOID = 255
+"""Training id of pixels that nothing is learned from."""
+_TRAIN_ID = np.full((max(label.id for label in LABELS) + 1) * 1000, VOID, dtype=np.uint8)
+"""Training id of each value of a raster."""
+for _label in LABELS:
+    if _label.id >= 0:
+        _TRAIN_ID[_label.id] = _label.train_id
+        _TRAIN_ID[_label.id * 1000 : (_label.id + 1) * 1000] = _label.train_id if _label.id else VOID
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,12 @@ def find_instances(raster: NDArray[Any]) -> Instances:
     areas = np.bincount(owners, lengths, minlength=len(ids)).astype(np.int64)
     boxes = _find_boxes(owners, starts[mine], lengths, len(ids), raster.shape[1])
     return Instances(boxes, _CLASS_OF_ID[ids], instance_map, ids, areas)
+
+
+def find_train_ids(raster: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the training ids `(H, W)` in 0 … 18, or 255, of an (H, W) raster of instanceIds of any integer type."""
+    train_ids: NDArray[np.uint8] = _TRAIN_ID[raster]
+    return train_ids
 
 
 def find_crowds(raster: NDArray[Any]) -> list[tuple[int, NDArray[np.bool_]]]:

@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from cityopt.config import ModelConfig
 from cityopt.data.cache import ImageCache
+from cityopt.data.targets import find_train_ids
+from cityopt.evaluation import coco_ap, semantic
 from cityopt.evaluation.coco_ap import CocoEvaluator
+from cityopt.evaluation.semantic import SemanticEvaluator
 from cityopt.models.masks import Prediction
 from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.semantic_model import SemanticMap, SemanticModel, make_map
 
 BATCH_PIXELS = 2**20
 MAX_BATCH = 8
 
-OnImage = Callable[[int, Prediction], None]
+OnImage = Callable[[int, Prediction | SemanticMap], None]
 """Called with an image's index in the cache and what was found in it."""
 
 
@@ -31,16 +37,49 @@ def evaluate_model(
     prefix: str = "val",
     on_image: OnImage | None = None,
 ) -> dict[str, float]:
-    """Return every COCO metric as `<prefix>/coco/…`, in [0, 1], NaN where the images hold nothing to find.
+    """Return the metrics of the model's task, `<prefix>/coco/…` or `<prefix>/semantic/…`, NaN where nothing is to find.
 
-    The model must be on `device`; it is left in the mode, training or evaluation, that it came in.
+    Semantic models also get `<prefix>/loss/…`, the mean over images of the loss that they train with. The model must be
+    on `device`; it is left in the mode, training or evaluation, that it came in.
     """
+    if isinstance(model, SemanticModel):
+        return _evaluate_semantic(model, cache, indices, device, batch_size, prefix, on_image)
     evaluator = CocoEvaluator()
     for index, prediction in predict_images(model, cache, indices, device=device, batch_size=batch_size):
+        assert isinstance(prediction, Prediction)
         evaluator.add(cache.names[index], np.asarray(cache.instances[index]), prediction)
         if on_image is not None:
             on_image(index, prediction)
     return {f"{prefix}/{name}": value for name, value in evaluator.summarize().items()}
+
+
+def _evaluate_semantic(
+    model: SemanticModel,
+    cache: ImageCache,
+    indices: Sequence[int],
+    device: torch.device,
+    batch_size: int,
+    prefix: str,
+    on_image: OnImage | None,
+) -> dict[str, float]:
+    """Score maps of label ids and take the loss from the same logits."""
+    evaluator, sums, num_images = SemanticEvaluator(), dict[str, float](), 0
+    for some, images in _load_images(model, cache, indices, device, batch_size):
+        for index, logits in zip(some, model.find_logits(images), strict=True):
+            raster = np.asarray(cache.instances[index])
+            labels = torch.from_numpy(find_train_ids(raster)).long().to(device)
+            for name, loss in model.judge(logits[None], labels[None]).items():
+                sums[name] = sums.get(name, 0.0) + float(loss)
+            found = make_map(logits)
+            evaluator.add(cache.names[index], raster, found.label_ids)
+            num_images += 1
+            if on_image is not None:
+                on_image(index, found)
+    losses = {name: value / num_images for name, value in sums.items()}
+    losses["total"] = sum(losses.values())
+    return {f"{prefix}/loss/{name}": value for name, value in losses.items()} | {
+        f"{prefix}/{name}": value for name, value in evaluator.summarize().items()
+    }
 
 
 def predict_images(
@@ -50,8 +89,18 @@ def predict_images(
     *,
     device: torch.device,
     batch_size: int,
-) -> Iterator[tuple[int, Prediction]]:
+) -> Iterator[tuple[int, Prediction | SemanticMap]]:
     """Yield index and prediction of cached images in the order of `indices`, in full float32 precision."""
+    for some, images in _load_images(model, cache, indices, device, batch_size):
+        with torch.inference_mode():
+            predictions = model.predict(images)
+        yield from zip(some, predictions, strict=True)
+
+
+def _load_images(
+    model: SegmentationModel, cache: ImageCache, indices: Sequence[int], device: torch.device, batch_size: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield indices and images `(3, H, W)` float32 of each batch, with the model in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
     try:
@@ -60,10 +109,16 @@ def predict_images(
             pixels = torch.from_numpy(np.ascontiguousarray(cache.images[some])).to(device)
             with torch.inference_mode():
                 images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
-                predictions = model.predict(list(images.unbind()))
-            yield from zip(some, predictions, strict=True)
+            yield some, list(images.unbind())
     finally:
         model.train(was_training)
+
+
+def list_metrics(model: ModelConfig) -> list[str]:
+    """Return the names, without prefix, of what `evaluate_model` reports for models of a config."""
+    if model.task == "instance":
+        return coco_ap.metric_names()
+    return [*(f"loss/{name}" for name in (*model.loss.split("+"), "total")), *semantic.metric_names()]
 
 
 def choose_batch_size(size: tuple[int, int]) -> int:

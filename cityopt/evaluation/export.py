@@ -30,9 +30,10 @@ from PIL import Image
 from cityopt.data.cityscapes import Frame
 from cityopt.errors import StoreError
 from cityopt.evaluation.coco_ap import KINDS, CocoEvaluator, describe_results
+from cityopt.evaluation.protocols import Task
 from cityopt.evaluation.semantic import paint_prediction
 from cityopt.labels import THING_LABELS
-from cityopt.models.masks import Prediction, Rle
+from cityopt.models.masks import Prediction, Rle, SemanticMap
 
 INSTANCES, MASKS, PIXELS, COCO = "instances", "masks", "pixels", "coco"
 
@@ -40,9 +41,12 @@ INSTANCES, MASKS, PIXELS, COCO = "instances", "masks", "pixels", "coco"
 class Export:
     """An export that is being written; `open_export` opens and ends it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Begin in an empty folder."""
-        self.folder = folder
+    def __init__(self, folder: Path, task: Task = "instance") -> None:
+        """Begin in an empty folder; of a semantic model there are only `pixels/`."""
+        self.folder, self._task = folder, task
+        if task == "semantic":
+            (folder / PIXELS).mkdir()
+            return
         for name in (f"{INSTANCES}/{MASKS}", PIXELS, COCO):
             (folder / name).mkdir(parents=True)
         self._evaluator = CocoEvaluator()
@@ -50,9 +54,12 @@ class Export:
         self._truth = JsonList(folder / COCO / "ground_truth.json", '{"annotations": [')
         self._results = {kind: JsonList(folder / COCO / f"{kind}.json") for kind in KINDS}
 
-    def add(self, frame: Frame, raster: NDArray[Any] | None, prediction: Prediction) -> None:
+    def add(self, frame: Frame, raster: NDArray[Any] | None, prediction: Prediction | SemanticMap) -> None:
         """Add one image; `raster` is its raw instanceIds `(H, W)`, None without label. Raises StoreError: disk full."""
         with _naming(self.folder):
+            if isinstance(prediction, SemanticMap):
+                Image.fromarray(prediction.label_ids).save(self.folder / PIXELS / f"{frame.name}_pred.png")
+                return
             write_instances(self.folder / INSTANCES, frame.name, prediction)
             Image.fromarray(paint_prediction(prediction)).save(self.folder / PIXELS / f"{frame.name}_pred.png")
             number = len(self._images) + 1
@@ -66,6 +73,8 @@ class Export:
 
     def finish(self) -> None:
         """Write what ends the JSON files."""
+        if self._task == "semantic":
+            return
         categories = [
             {"id": index, "name": label.name, "supercategory": label.category}
             for index, label in enumerate(THING_LABELS, start=1)
@@ -77,7 +86,7 @@ class Export:
 
     def close(self) -> None:
         """Let go of the files, whole or not."""
-        for file in (self._truth, *self._results.values()):
+        for file in () if self._task == "semantic" else (self._truth, *self._results.values()):
             file.close()
 
 
@@ -138,7 +147,7 @@ def check_export(folder: Path) -> None:
 
 
 @contextmanager
-def open_export(folder: Path) -> Iterator[Export]:
+def open_export(folder: Path, task: Task = "instance") -> Iterator[Export]:
     """Give an export to fill; at the end it is moved to `folder`, after an error or Ctrl-C nothing stays of it.
 
     Raises StoreError: `folder` holds files, or cannot be written (no right to, disk full).
@@ -148,7 +157,7 @@ def open_export(folder: Path) -> Iterator[Export]:
     try:
         with _naming(folder):
             partial.mkdir(parents=True)
-            export = Export(partial)
+            export = Export(partial, task)
         try:
             yield export
             with _naming(folder):

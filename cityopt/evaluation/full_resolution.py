@@ -24,6 +24,7 @@ from cityopt.evaluation.export import Export
 from cityopt.evaluation.protocols import Judge
 from cityopt.models.masks import Prediction
 from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.semantic_model import SemanticMap
 
 DECODERS = 2
 
@@ -69,7 +70,7 @@ def judge_frames(
 
 def predict_frames(
     model: SegmentationModel, frames: Sequence[Frame], *, size: tuple[int, int], device: torch.device
-) -> Iterator[tuple[DecodedFrame, Prediction]]:
+) -> Iterator[tuple[DecodedFrame, Prediction | SemanticMap]]:
     """Yield each frame with what the model finds in it, at the frame's own size, in full float32 precision.
 
     The model must be on `device` and in evaluation mode; `size` is the (height, width) that it was trained at.

@@ -6,10 +6,12 @@ takes an image's raw instanceIds and what a model found in it, and begins its me
     cityscapes   `cityscapes/…`        official instance AP
     coco         `coco/<segm|bbox>/…`  COCO's AP of masks and boxes, groups as crowds
     semantic     `semantic_things/…`   the official pixel scores of the eight classes, from painted masks
+
+A semantic model knows no instances: it is judged by `semantic` alone, as `semantic/…` on all nineteen classes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -19,14 +21,17 @@ from cityopt.evaluation.coco_ap import CocoEvaluator
 from cityopt.evaluation.semantic import THINGS_PREFIX, SemanticEvaluator, paint_prediction
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction
+from cityopt.models.semantic_model import SemanticMap
 from cityopt.settings import name_nearest
+
+Task = Literal["instance", "semantic"]
 
 
 class Judge(Protocol):
     """Collects images with their predictions, and then gives the scores of all of them."""
 
-    def add(self, image_id: str, raster: NDArray[Any], prediction: Prediction) -> None:
-        """Add one image: its raw instanceIds `(H, W)` and what a model found in it, at the same size."""
+    def add(self, image_id: str, raster: NDArray[Any], prediction: Any) -> None:
+        """Add one image: its raw instanceIds `(H, W)` and what a model of the task found in it, at the same size."""
 
     def summarize(self) -> dict[str, float]:
         """Return all metrics; NaN where there is nothing to judge."""
@@ -48,6 +53,22 @@ class PaintedThings:
         return self._evaluator.summarize()
 
 
+class PredictedClasses:
+    """Judges a semantic model's pixels on all evaluated classes."""
+
+    def __init__(self) -> None:
+        """Begin without images."""
+        self._evaluator = SemanticEvaluator()
+
+    def add(self, image_id: str, raster: NDArray[Any], prediction: SemanticMap) -> None:
+        """Add the image of a map; see `SemanticEvaluator.add`."""
+        self._evaluator.add(image_id, raster, prediction.label_ids)
+
+    def summarize(self) -> dict[str, float]:
+        """Return all metrics; see `SemanticEvaluator.summarize`."""
+        return self._evaluator.summarize()
+
+
 PROTOCOLS: dict[str, Callable[[], Judge]] = {
     "cityscapes": CityscapesEvaluator,
     "coco": CocoEvaluator,
@@ -55,10 +76,16 @@ PROTOCOLS: dict[str, Callable[[], Judge]] = {
 }
 
 
-def parse_protocols(text: str | None) -> tuple[str, ...]:
-    """Read `cityscapes,coco`; None means all. Raises ConfigError: no name, or one that is no protocol's."""
+SEMANTIC_PROTOCOLS: dict[str, Callable[[], Judge]] = {"semantic": PredictedClasses}
+
+
+def parse_protocols(text: str | None, task: Task = "instance") -> tuple[str, ...]:
+    """Read `cityscapes,coco`; None means all of a model's task.
+
+    Raises ConfigError: no name, one that is no protocol's, or one that cannot judge a model of the task.
+    """
     if text is None:
-        return tuple(PROTOCOLS)
+        return tuple(PROTOCOLS if task == "instance" else SEMANTIC_PROTOCOLS)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in PROTOCOLS:
@@ -66,9 +93,15 @@ def parse_protocols(text: str | None) -> tuple[str, ...]:
                 f"`--protocol` takes {', '.join(PROTOCOLS)}, with commas between them, but got {name!r}."
                 + name_nearest(name, PROTOCOLS)
             )
+        if task == "semantic" and name not in SEMANTIC_PROTOCOLS:
+            raise ConfigError(
+                f"`--protocol {name}` judges instances, but the model is semantic and finds none. "
+                "Use `--protocol semantic`."
+            )
     return names
 
 
-def open_judges(names: Sequence[str]) -> list[Judge]:
+def open_judges(names: Sequence[str], task: Task = "instance") -> list[Judge]:
     """Return a judge without images for each protocol."""
-    return [PROTOCOLS[name]() for name in names]
+    judges = PROTOCOLS if task == "instance" else SEMANTIC_PROTOCOLS
+    return [judges[name]() for name in names]

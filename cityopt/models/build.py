@@ -9,6 +9,7 @@ from cityopt.config import ModelConfig
 from cityopt.errors import ConfigError
 from cityopt.models.mask_rcnn import MaskRCNN
 from cityopt.models.segmentation_model import SegmentationModel, Target
+from cityopt.models.unet import UNet, UNetResNet34
 from cityopt.models.weights import find_norm, load_pretrained, load_state
 
 logger = logging.getLogger(__name__)
@@ -31,18 +32,26 @@ def build_model(
         ConfigError: The anchors are not resolved, or settings exclude each other.
         WeightsError: The weights cannot be had, or do not fit.
     """
-    if model.anchors == "kmeans":
+    if model.task == "instance" and model.anchors == "kmeans":
         raise ConfigError(
             "`model.anchors` must be `explicit` or `default` when a network is built, but got 'kmeans'. "
             "k-means anchors are fitted once per study: see `cityopt anchors`."
         )
-    network = MaskRCNN(model, norm=find_norm(model, state))
+    network = _build_network(model, state)
     if state is not None:
         load_state(network, state, origin="the checkpoint")
     elif download:
         load_pretrained(network, model)
         _warn_of_frozen_noise(model)
     return network
+
+
+def _build_network(model: ModelConfig, state: Mapping[str, Tensor] | None) -> SegmentationModel:
+    if model.family == "unet":
+        return UNet(model)
+    if model.family == "unet_resnet34":
+        return UNetResNet34(model)
+    return MaskRCNN(model, norm=find_norm(model, state))
 
 
 def _warn_of_frozen_noise(model: ModelConfig) -> None:

@@ -20,7 +20,7 @@ from cityopt.models.backbone import Backbone, Norm
 from cityopt.models.masks import Prediction, encode_masks, paste_mask, scale_boxes
 from cityopt.models.proposals import RegionProposals
 from cityopt.models.roi_heads import Detections, RoiHeads
-from cityopt.models.segmentation_model import SegmentationModel, Target
+from cityopt.models.segmentation_model import InstanceModel, Target
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,9 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 _PAD_PX = 32
 
 
-class MaskRCNN(SegmentationModel):
+class MaskRCNN(InstanceModel):
     """Mask R-CNN with an FPN, for the eight thing classes."""
 
-    task = "instance"
     mean: Tensor
     std: Tensor
 

@@ -9,20 +9,25 @@ batch), N instances.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
 from cityopt.models.masks import Prediction
 
+if TYPE_CHECKING:
+    from cityopt.models.semantic_model import SemanticMap
+
 Target = Mapping[str, Tensor]
-"""`boxes_xyxy (N, 4) float32` px, `classes (N,) int64 in 1..8`, `instance_map (H, W) int32`: 0 or i + 1."""
+"""Instance models: `boxes_xyxy (N, 4) float32` px, `classes (N,) int64 in 1..8`, `instance_map (H, W) int32`: 0 or
+i + 1. Semantic models: `label_map (H, W) uint8` training ids 0..18, or 255 where nothing is to be learned."""
 
 
 class SegmentationModel(nn.Module, ABC):
-    """A network that finds instances in street scenes."""
+    """A network that finds instances, or classes pixels, in street scenes."""
 
-    task: str
-    """What the network predicts: `instance`."""
+    task: Literal["instance", "semantic"]
+    """What the network predicts: `Prediction`s, or `SemanticMap`s."""
 
     @abstractmethod
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -34,11 +39,23 @@ class SegmentationModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
-        """Return one prediction per image, best score first; no gradients.
+    def predict(
+        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> "Sequence[Prediction] | Sequence[SemanticMap]":
+        """Return one prediction per image, instances best score first; no gradients.
 
         Args:
             images: B tensors `(3, H, W)` float32 in [0, 1], RGB.
             sizes: The (height, width) that each prediction is made for, where the images were resized; by default
                 that of the image. Boxes are scaled and masks are drawn at that size: none is enlarged afterwards.
         """
+
+
+class InstanceModel(SegmentationModel):
+    """A network that finds instances of the eight thing classes."""
+
+    task = "instance"
+
+    @abstractmethod
+    def predict(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
+        """Return the instances of each image, best score first; see `SegmentationModel.predict`."""

@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights
+from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from cityopt.config import ModelConfig
@@ -50,7 +50,13 @@ _OLD_NAMES = (
     (re.compile(r"mask_head\.mask_fcn3\."), "mask_head.2.0."),
     (re.compile(r"mask_head\.mask_fcn4\."), "mask_head.3.0."),
 )
-_IMAGENET = {"resnet18": ResNet18_Weights, "resnet50": ResNet50_Weights, "resnet101": ResNet101_Weights}
+_IMAGENET = {
+    "resnet18": ResNet18_Weights,
+    "resnet34": ResNet34_Weights,
+    "resnet50": ResNet50_Weights,
+    "resnet101": ResNet101_Weights,
+}
+_COUNTER = ".num_batches_tracked"
 
 
 def find_norm(model: ModelConfig, state: Mapping[str, Tensor] | None = None) -> Norm:
@@ -70,6 +76,9 @@ def load_pretrained(network: nn.Module, model: ModelConfig) -> None:
         return
     url = find_url(model)
     path = Path(model.weights) if url is None else fetch_file(url)
+    if model.task == "semantic":
+        load_encoder(network, read_state(path), origin=str(path))
+        return
     state = rename_state(read_state(path))
     if model.weights == "coco":
         state = fold_epsilon(state)
@@ -82,6 +91,11 @@ def find_url(model: ModelConfig) -> str | None:
     Raises WeightsError: weights that do not exist, or not for this backbone.
     """
     if model.weights == "coco":
+        if model.task == "semantic":
+            raise WeightsError(
+                f"`model.weights: coco` is for instance models, but got `model.family: {model.family}`. "
+                "Use `imagenet`, `none`, or the path of a checkpoint."
+            )
         if model.backbone != "resnet50":
             raise WeightsError(
                 f"`model.weights: coco` exists for `model.backbone: resnet50` alone, but got {model.backbone!r}. "
@@ -89,6 +103,8 @@ def find_url(model: ModelConfig) -> str | None:
             )
         return str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url)
     if model.weights == "imagenet":
+        if model.family == "unet_resnet34":
+            return str(_IMAGENET["resnet34"].IMAGENET1K_V1.url)
         if model.stem_channels != 64:
             raise WeightsError(
                 "`model.stem_channels` must be 64 with `model.weights: imagenet`, but got "
@@ -222,6 +238,18 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -
     wanted = {key: value for key, value in wanted.items() if not random or not key.startswith(random)}
     _check_fit(wanted, state, origin)
     network.load_state_dict(dict(state), strict=False)
+
+
+def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load a ResNet classifier's tensors into the encoder of a semantic network, or a whole network's into all of it.
+
+    Raises WeightsError that lists all tensors that do not fit.
+    """
+    is_classifier = "conv1.weight" in state
+    target = network.get_submodule("network.encoder") if is_classifier else network
+    own = {key: value for key, value in target.state_dict().items() if key.endswith(_COUNTER)}
+    given = {key: value for key, value in state.items() if not (is_classifier and key.startswith("fc."))}
+    load_state(target, {**own, **given}, origin=origin)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:

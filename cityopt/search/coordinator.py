@@ -341,7 +341,7 @@ def describe_run(config: RunConfig) -> dict[str, Any]:
     return {
         "cityopt.seed": config.seed,
         "cityopt.threads": config.threads,
-        "cityopt.protocol": "coco",
+        "cityopt.protocol": "coco" if config.model.task == "instance" else "cityscapes semantic",
         "cityopt.eval_size": "x".join(map(str, config.data.size)),
     }
 

@@ -18,7 +18,7 @@ class StudyFacts:
     num_holdout: int
     threads: int
     anchors: dict[str, Any]
-    """The report of `cityopt anchors`; its `sizes` and `ratios` are the adopted table."""
+    """The report of `cityopt anchors`; its `sizes` and `ratios` are the adopted table. Empty for semantic models."""
     weights: dict[str, str] = field(default_factory=dict)
     """Content hashes of the files of pretrained weights, by path."""
 

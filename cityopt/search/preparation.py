@@ -55,16 +55,21 @@ def prepare_study(config: StudyConfig, store: Path, *, data: str | None, observe
     survey = survey_dataset(root, cache, _reporter(observer, "reading labels"))
     subset, holdout = (pick_facts(survey, rule) for rule in (training_subset(config), trial_holdout(config)))
     images = [_open_images(survey, facts, config, cache, observer) for facts in (subset, holdout)]
+    report = _fit_anchors(config, *images) if config.model.task == "instance" else {}
+    names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
+    return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
+
+
+def _fit_anchors(config: StudyConfig, subset: ImageCache, holdout: ImageCache) -> dict[str, Any]:
     _, report = choose_anchors(
         config.model.anchors,
-        _collect_boxes(images[0]),
-        _collect_boxes(images[1]),
+        _collect_boxes(subset),
+        _collect_boxes(holdout),
         seed=config.seed,
         image_size=config.data.size,
         table=config.model.anchor_table,
     )
-    names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
-    return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
+    return report
 
 
 def open_root(config: StudyConfig, cache: Path, observer: Observer) -> Path:

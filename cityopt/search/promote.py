@@ -31,7 +31,7 @@ from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files, settle_path
-from cityopt.search.space import trial_holdout
+from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
@@ -143,7 +143,7 @@ def build_promotion_config(
         device=device,
         cache=str(cache_folder(store)),
         data=replace_section(full.data, root=str(root)),
-        model=replace_section(full.model, anchors="explicit", anchor_table=facts.anchor_table),
+        model=fix_anchors(full.model, facts),
         training=full.training,
         train_set=ImageSet(split="train", part="all", seed=config.seed),
         validation_set=VAL,

@@ -6,7 +6,7 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
+from cityopt.config import ImageSet, ModelConfig, RunConfig, StudyConfig, settle_training
 from cityopt.dimension import Dimension, Scalar
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
@@ -43,7 +43,7 @@ def build_trial_config(
         device=device,
         cache=str(cache),
         data=replace_section(config.data, root=facts.root),
-        model=replace_section(config.model, anchors="explicit", anchor_table=facts.anchor_table),
+        model=fix_anchors(config.model, facts),
         training=config.training,
         train_set=training_subset(study),
         validation_set=trial_holdout(study),
@@ -51,6 +51,13 @@ def build_trial_config(
         direction=study.search.direction,
         fingerprint=facts.fingerprint,
     )
+
+
+def fix_anchors(model: ModelConfig, facts: StudyFacts) -> ModelConfig:
+    """Return a model with the study's anchors in numbers; a semantic one has none."""
+    if model.task == "semantic":
+        return model
+    return replace_section(model, anchors="explicit", anchor_table=facts.anchor_table)
 
 
 def training_subset(study: StudyConfig) -> ImageSet:

@@ -62,7 +62,7 @@ def run_sweep(
     trial that failed for a reason that would fail every other.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_objective(config.search.metric)
+    check_objective(config.search.metric, config.model)
     check_dataset_exists(choose_root(data, config.data.root))
     folder = open_store(store)
     observer.say(f"store {folder}")
@@ -150,15 +150,16 @@ def build_facts(prepared: PreparedStudy, threads: int, weights: Mapping[str, str
 
 def announce_anchors(facts: StudyFacts, observer: Observer) -> None:
     """Say which images and anchors the trials have in common."""
-    report = facts.anchors
+    report = facts.anchors or {"adopted": "none, for a semantic model"}
     recalls = [
         f"{name} recall at IoU .5 {report[name]['recall_50']:.2f}"
         for name in ("kmeans", "default")
         if report.get(name) and report[name].get("recall_50") is not None
     ]
+    recall = f" ({', '.join(recalls)})" if recalls else ""
     observer.say(
         f"trials train on {facts.num_subset} images (subset {facts.subset_hash}) and validate on {facts.num_holdout} "
-        f"of other cities; anchors: {report['adopted']} ({', '.join(recalls)})"
+        f"of other cities; anchors: {report['adopted']}{recall}"
     )
 
 

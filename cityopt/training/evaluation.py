@@ -16,7 +16,7 @@ from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
 from cityopt.errors import ConfigError, DataError
 from cityopt.evaluation.export import check_export, open_export
 from cityopt.evaluation.full_resolution import judge_frames
-from cityopt.evaluation.protocols import open_judges, parse_protocols
+from cityopt.evaluation.protocols import Task, open_judges, parse_protocols
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import load_model
@@ -90,19 +90,20 @@ def run_evaluation(
         StoreError: an unknown model, or a place for the export that cannot be written or is in use.
         WeightsError: a broken checkpoint, or one that does not fit the network of its config.
     """
-    names = choose_protocols(split, protocols, export)
+    choose_protocols(split, protocols, export)
     _check_limit(limit)
     if export is not None:
         check_export(export)
     chosen = resolve_device(device)
     network, config = load_model(resolve_checkpoint(store, model))
+    names = choose_protocols(split, protocols, export, network.task)
     root = _open_root(data, config, store, on_progress)
     frames = index_split(root, split)
     check_completeness(root, split, frames)
-    judges, part = open_judges(names), frames[:limit]
+    judges, part = open_judges(names, network.task), frames[:limit]
     on_progress("predicting", 0, len(part))
     set_threads(config.threads)
-    with repeatable(chosen), open_export(export) if export else nullcontext() as writer:
+    with repeatable(chosen), open_export(export, network.task) if export else nullcontext() as writer:
         sizes = judge_frames(
             network.to(chosen),
             part,
@@ -123,13 +124,13 @@ def _check_limit(limit: int | None) -> None:
         raise ConfigError(f"`--limit` must be at least 1, but got {limit}. Leave it out to take all images.")
 
 
-def choose_protocols(split: str, text: str | None, export: Path | None) -> tuple[str, ...]:
+def choose_protocols(split: str, text: str | None, export: Path | None, task: Task = "instance") -> tuple[str, ...]:
     """Return the names of the protocols that are meant: by default all, and none where there are no labels.
 
     Raises ConfigError: an unknown name. Raises DataError: test, whose labels are dummies, with a protocol or without
     anything to export.
     """
-    names = parse_protocols(text)
+    names = parse_protocols(text, task)
     if split != "test":
         return names
     if text is not None or export is None:

@@ -22,7 +22,7 @@ from cityopt.evaluation.matching import Matching, list_instances, match_detectio
 from cityopt.evaluation.overlays import draw_overlay, encode_picture
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction
-from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.segmentation_model import InstanceModel
 from cityopt.runtime import repeatable, resolve_device
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import load_model
@@ -70,7 +70,7 @@ def run_prediction(
     folder = OutFolder(out, pictures)
     checkpoint = resolve_checkpoint(store, reference)
     model, config = load_model(checkpoint)
-    if model.task != "instance":
+    if not isinstance(model, InstanceModel):
         raise WeightsError(f"predict draws instances, but {reference} is a model for the task {model.task!r}.")
     facts = ModelFacts(reference, str(checkpoint.absolute()), config.data.size)
     run = Predictor(model.to(place), facts, folder, score, place, PredictSummary(problems=problems))
@@ -92,7 +92,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: InstanceModel,
         facts: ModelFacts,
         folder: OutFolder,
         score: float,

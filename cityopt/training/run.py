@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from cityopt.config import RunConfig
+from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
+from cityopt.data.targets import VOID, find_train_ids
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.models.build import build_model
+from cityopt.models.semantic_model import NUM_CLASSES, SemanticModel
 from cityopt.runtime import (
     GIB,
     derive_seed,
@@ -88,7 +93,7 @@ def run_training(
         TrainingError: `nan`, `oom` or `disk`.
         StaleAttemptError: another attempt has taken the run over.
     """
-    check_objective(config.metric)
+    check_objective(config.metric, config.model)
     device = resolve_device(config.device)
     set_threads(config.threads)
     with repeatable(device), naming_failures():
@@ -126,7 +131,10 @@ class Trainer:
             self._resume(last)
             return
         seed_everything(derive_seed(self.config.seed, "model"))
-        self.model = build_model(self.config.model).to(self.device)
+        self.model = build_model(self.config.model)
+        if isinstance(self.model, SemanticModel) and self.config.model.class_weights == "balanced":
+            self.model.set_class_weights(count_class_pixels(self.data.train))
+        self.model = self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, self.config.training)
 
     def run_epoch(self) -> dict[str, float]:
@@ -205,6 +213,7 @@ class Trainer:
             epoch=epoch,
             train=True,
             device=self.device,
+            task=self.config.model.task,
         )
 
         def show(report: StepReport) -> None:
@@ -278,6 +287,12 @@ class Trainer:
 
     def _path(self, name: str) -> Path | None:
         return None if self.tracker.folder is None else self.tracker.folder / name
+
+
+def count_class_pixels(cache: ImageCache) -> Tensor:
+    """Return the pixels `(C,)` int64 of each training id in all images of a cache."""
+    counts = sum(np.bincount(find_train_ids(raster).ravel(), minlength=VOID + 1) for raster in cache.instances)
+    return torch.from_numpy(np.asarray(counts)[:NUM_CLASSES].copy())
 
 
 def check_same_training(config: RunConfig, found: dict[str, Any], path: Path) -> None:

@@ -18,9 +18,12 @@ import torch
 from cityopt.data.cache import ImageCache
 from cityopt.data.cityscapes import FrameFacts
 from cityopt.evaluation.evaluate import choose_batch_size, predict_images
+from cityopt.evaluation.maps import draw_maps
 from cityopt.evaluation.matching import list_instances, match_detections
 from cityopt.evaluation.overlays import draw_overlay, encode_picture
-from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.masks import Prediction
+from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
+from cityopt.models.semantic_model import SemanticMap
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.dataset import OnCount
 
@@ -59,7 +62,7 @@ def write_overlays(
 
 
 def write_gallery(
-    tracker: Tracker, model: SegmentationModel, cache: ImageCache, device: torch.device, on_count: OnCount | None = None
+    tracker: Tracker, model: InstanceModel, cache: ImageCache, device: torch.device, on_count: OnCount | None = None
 ) -> list[ImageScore]:
     """Rank all images of a cache, write the best and the worst, and return the ranking, the worst first.
 
@@ -80,12 +83,13 @@ def write_gallery(
 
 
 def rank_images(
-    model: SegmentationModel, cache: ImageCache, device: torch.device, on_count: OnCount | None = None
+    model: InstanceModel, cache: ImageCache, device: torch.device, on_count: OnCount | None = None
 ) -> list[ImageScore]:
     """Return the score of every image of a cache, the worst first."""
     scores = []
     batch_size = choose_batch_size(cache.images.shape[1:3])
     for index, prediction in predict_images(model, cache, range(len(cache)), device=device, batch_size=batch_size):
+        assert isinstance(prediction, Prediction)
         matching = match_detections(prediction, list_instances(np.asarray(cache.instances[index])))
         counts = matching.num_found, matching.num_false, matching.num_missed
         scores.append(ImageScore(index, cache.names[index], matching.f1, *counts))
@@ -100,7 +104,11 @@ def _draw(
     """Write `overlays/<name>.jpg` for images by their index in the cache."""
     batch_size = choose_batch_size(cache.images.shape[1:3])
     for index, prediction in predict_images(model, cache, list(names), device=device, batch_size=batch_size):
-        picture = draw_overlay(np.asarray(cache.images[index]), prediction, np.asarray(cache.instances[index]))
+        image, raster = np.asarray(cache.images[index]), np.asarray(cache.instances[index])
+        if isinstance(prediction, SemanticMap):
+            picture = draw_maps(image, prediction.label_ids, raster)
+        else:
+            picture = draw_overlay(image, prediction, raster)
         tracker.write_artifact(f"overlays/{names[index]}.jpg", encode_picture(picture, "jpeg"))
 
 

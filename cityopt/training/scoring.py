@@ -9,7 +9,7 @@ import torch
 from cityopt.config import ImageSet, RunConfig
 from cityopt.data.cache import ImageCache
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
-from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.checkpoint import load_model
@@ -20,7 +20,7 @@ from cityopt.training.samples import ImageScore, write_gallery
 def score_checkpoint(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, *, prefix: str, on_count: OnCount | None = None
 ) -> dict[str, float]:
-    """Return the COCO metrics of a checkpoint as `<prefix>/coco/…`, NaN where the images hold nothing to find.
+    """Return the metrics of a checkpoint as `evaluate_model` does, NaN where the images hold nothing to find.
 
     `config` says where the data lies, at which size it is judged and on which device. Raises DataError, WeightsError.
     """
@@ -40,9 +40,12 @@ def score_checkpoint(
 def draw_checkpoint(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, tracker: Tracker, *, on_count: OnCount | None = None
 ) -> list[ImageScore]:
-    """Write what a checkpoint does best and worst as `write_gallery` does. Raises DataError, WeightsError."""
+    """Write what a checkpoint does best and worst as `write_gallery` does; of a semantic model, nothing.
+
+    Raises DataError, WeightsError.
+    """
     with _open_scored(checkpoint, config, image_set, on_count) as (model, cache, device):
-        return write_gallery(tracker, model, cache, device, on_count)
+        return write_gallery(tracker, model, cache, device, on_count) if isinstance(model, InstanceModel) else []
 
 
 @contextmanager
