@@ -52,7 +52,12 @@ class NamedAnchors:
 
 
 def name_adopted(study: str, report: dict[str, Any], size: tuple[int, int]) -> NamedAnchors:
-    """Return the anchors that a study adopted, from the report of `choose_anchors` and the study's image size."""
+    """Return the anchors that a study adopted, from the report of `choose_anchors` and the study's image size.
+
+    A semantic study has no report: torchvision's defaults stand in for comparison.
+    """
+    if not report:
+        return NamedAnchors(DEFAULT_ANCHORS, "torchvision's default anchors", None)
     kinds = {"kmeans": "k-means anchors", "default": "torchvision's default anchors", "explicit": "explicit anchors"}
     table = AnchorTable(sizes=report["sizes"], ratios=report["ratios"])
     return NamedAnchors(table, f"{kinds[report['adopted']]} of {study}", size)

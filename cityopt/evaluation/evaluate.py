@@ -16,9 +16,9 @@ from cityopt.data.targets import find_train_ids
 from cityopt.evaluation import coco_ap, semantic
 from cityopt.evaluation.coco_ap import CocoEvaluator
 from cityopt.evaluation.semantic import SemanticEvaluator
-from cityopt.models.masks import Prediction
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.models.segmentation_model import SegmentationModel
-from cityopt.models.semantic_model import SemanticMap, SemanticModel, make_map
+from cityopt.models.semantic_model import SemanticModel, make_map
 
 BATCH_PIXELS = 2**20
 MAX_BATCH = 8

@@ -22,9 +22,8 @@ from cityopt.data.resizing import resize_image
 from cityopt.evaluation.evaluate import choose_batch_size
 from cityopt.evaluation.export import Export
 from cityopt.evaluation.protocols import Judge
-from cityopt.models.masks import Prediction
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.models.segmentation_model import SegmentationModel
-from cityopt.models.semantic_model import SemanticMap
 
 DECODERS = 2
 

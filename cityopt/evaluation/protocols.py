@@ -20,8 +20,7 @@ from cityopt.evaluation.cityscapes_ap import CityscapesEvaluator
 from cityopt.evaluation.coco_ap import CocoEvaluator
 from cityopt.evaluation.semantic import THINGS_PREFIX, SemanticEvaluator, paint_prediction
 from cityopt.labels import THING_LABELS
-from cityopt.models.masks import Prediction
-from cityopt.models.semantic_model import SemanticMap
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.settings import name_nearest
 
 Task = Literal["instance", "semantic"]

@@ -39,6 +39,20 @@ class Prediction:
     """(height, width) of the image."""
 
 
+@dataclass(frozen=True)
+class SemanticMap:
+    """The class of each pixel of one image."""
+
+    label_ids: NDArray[np.uint8]
+    """`(H, W)` raw label ids."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        height, width = self.label_ids.shape
+        return height, width
+
+
 def scale_boxes(boxes_xyxy: Floats, seen: tuple[int, int], size: tuple[int, int]) -> Floats:
     """Move boxes `(N, 4)` from an image of one (height, width) into the same image at another."""
     if seen == size:

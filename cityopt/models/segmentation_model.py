@@ -9,14 +9,11 @@ batch), N instances.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from cityopt.models.masks import Prediction
-
-if TYPE_CHECKING:
-    from cityopt.models.semantic_model import SemanticMap
+from cityopt.models.masks import Prediction, SemanticMap
 
 Target = Mapping[str, Tensor]
 """Instance models: `boxes_xyxy (N, 4) float32` px, `classes (N,) int64 in 1..8`, `instance_map (H, W) int32`: 0 or
@@ -41,7 +38,7 @@ class SegmentationModel(nn.Module, ABC):
     @abstractmethod
     def predict(
         self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
-    ) -> "Sequence[Prediction] | Sequence[SemanticMap]":
+    ) -> Sequence[Prediction] | Sequence[SemanticMap]:
         """Return one prediction per image, instances best score first; no gradients.
 
         Args:

@@ -8,17 +8,16 @@ Shapes: B images, C = 19 classes, H and W an image's height and width.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from cityopt.config import ModelConfig
 from cityopt.labels import LABELS
 from cityopt.models.losses import cross_entropy, dice, focal, weigh_classes
+from cityopt.models.masks import SemanticMap
 from cityopt.models.segmentation_model import SegmentationModel, Target
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -27,20 +26,6 @@ CLASS_IDS = np.array(
     [label.id for label in sorted(LABELS, key=lambda label: label.train_id) if 0 <= label.train_id < 255], np.uint8
 )
 NUM_CLASSES = len(CLASS_IDS)
-
-
-@dataclass(frozen=True)
-class SemanticMap:
-    """The class of each pixel of one image."""
-
-    label_ids: NDArray[np.uint8]
-    """`(H, W)` raw label ids."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image."""
-        height, width = self.label_ids.shape
-        return height, width
 
 
 class SemanticModel(SegmentationModel):

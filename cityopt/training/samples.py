@@ -21,9 +21,8 @@ from cityopt.evaluation.evaluate import choose_batch_size, predict_images
 from cityopt.evaluation.maps import draw_maps
 from cityopt.evaluation.matching import list_instances, match_detections
 from cityopt.evaluation.overlays import draw_overlay, encode_picture
-from cityopt.models.masks import Prediction
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
-from cityopt.models.semantic_model import SemanticMap
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.dataset import OnCount
 
