@@ -68,6 +68,7 @@ def sweep(
     Example: cityopt sweep --study demo --trials 8
     """
     from cityopt.report.data_report import build_data_report
+    from cityopt.report.publish import publish_report
     from cityopt.report.tables import print_leaderboard
     from cityopt.report.terminal import open_observer
     from cityopt.search.status import read_status
@@ -80,6 +81,7 @@ def sweep(
             config, store=store, data=data, device=device, observer=observer, describe=build_data_report
         )
     print_leaderboard(console, read_status(summary.store, config.name))
+    console.print(publish_report(summary.store, config.name), highlight=False, soft_wrap=True, markup=False)
     console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
 
@@ -97,6 +99,7 @@ def promote(
 
     Example: cityopt promote --study demo
     """
+    from cityopt.report.publish import publish_report
     from cityopt.report.tables import print_promotion
     from cityopt.report.terminal import open_observer
     from cityopt.search.promote import run_promotion
@@ -112,6 +115,7 @@ def promote(
             observer=observer,
         )
     print_promotion(console, promotion)
+    console.print(publish_report(promotion.store, promotion.study), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -181,6 +185,26 @@ def status(
         _print_json(found.to_json())
     else:
         print_leaderboard(_open_console(), found)
+
+
+@app.command()
+def report(
+    study: StudyOption,
+    out: Annotated[Path, typer.Option("--out", help="File to write the page to.")] = Path("report.html"),
+    store: StoreOption = STORE,
+    name: NameOption = None,
+) -> None:
+    """Write a study as one HTML page that needs no network, and put it on the study's run in MLflow.
+
+    Example: cityopt report --study demo --out report.html
+    """
+    from cityopt.report.publish import write_report
+
+    console = _open_console()
+    warning = write_report(store.absolute(), _study_name(study, name), out)
+    console.print(f"{out} ({out.expanduser().stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    if warning:
+        console.print(warning, highlight=False, soft_wrap=True)
 
 
 @app.command()

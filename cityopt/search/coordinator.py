@@ -25,13 +25,24 @@ from cityopt.errors import CityoptError, ConfigError, DataError, StoreError
 from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
+from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.space import build_trial_config, sample_settings
-from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported
+from cityopt.search.status import ENDING, RUN_ID, build_status, describe_trials, find_best_reported
 from cityopt.search.study import name_cause
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
-from cityopt.tracking.run_folder import FULL, LAST, RunFolder, Status, read_status, tolerating_full_disk, write_status
+from cityopt.tracking.run_folder import (
+    FULL,
+    LAST,
+    NOTE,
+    RunFolder,
+    Status,
+    read_status,
+    tolerating_full_disk,
+    write_atomically,
+    write_status,
+)
 
 ATTEMPTS = "cityopt:attempts"
 MAX_STALLED = 3
@@ -81,6 +92,7 @@ class Coordinator:
         self._adopted: list[optuna.Trial] = []
         self._found_running: set[int] = set()
         self._parent: RunFolder | None = None
+        self._note_clock = NoteClock()
 
     def run(self, parent: RunFolder) -> None:
         """Finish what an earlier coordinator left, then run trials to the end.
@@ -96,6 +108,7 @@ class Coordinator:
                 while not self.interrupt.is_set and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
+            self._describe_study(is_last=True)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -243,6 +256,7 @@ class Coordinator:
             self.standing.best_number, self.standing.best_value = number, value
         self._count()
         self._log_best(number)
+        self._describe_study()
         shown = None if state == "failed" else value
         self.observer.end_run(f"trial-{number:04d}", state, shown, status.reason, is_best=is_best)
         if status.message:
@@ -252,6 +266,13 @@ class Coordinator:
         """Let the parent run show the best score as it climbs, one point per ended trial."""
         if self._parent is not None and self.standing.best_value is not None:
             self._parent.log_metrics({f"best/{self.config.search.metric}": self.standing.best_value}, step=number)
+
+    def _describe_study(self, *, is_last: bool = False) -> None:
+        """Write the leaderboard as the parent run's description."""
+        if self._parent is not None and (is_last or self._note_clock.is_due()):
+            status = build_status(self.study, self.config, live=not is_last)
+            text = describe_study(status, self.mlflow.open_experiment(self.config.name))
+            write_atomically(self._parent.folder / NOTE, text.encode())
 
     def _is_better(self, value: float) -> bool:
         best = self.standing.best_value

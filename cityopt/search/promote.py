@@ -196,7 +196,8 @@ class Promoter:
             executor.close()
             self.shipper.end(run_id, "FAILED", {"cityopt.state": "interrupted"})
             raise
-        status = Status("complete", seconds=seconds)
+        model = f"models:/{version.name}@{alias}"
+        status = Status("complete", message=f"{model} (version {version.version}): {reason}", seconds=seconds)
         end_shipping(self.shipper, run_id, status)
         write_status(folder, status)  # last of all: a promotion without one is taken up again
         (folder / LAST).unlink(missing_ok=True)
@@ -207,7 +208,7 @@ class Promoter:
             trial=winner.number,
             settings=winner.params,
             comparisons=comparisons,
-            model=f"models:/{version.name}@{alias}",
+            model=model,
             version=version.version,
             reason=reason,
             store=self.store,

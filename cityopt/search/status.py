@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from cityopt.config import StudyConfig
 from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
 from cityopt.search.study import is_locked, load_stored_study, open_storage
@@ -72,11 +73,16 @@ def read_status(store: Path, name: str) -> StudyStatus:
     """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
     store = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(store), name)
-    trials = describe_trials(study, live=is_locked(store, name))
+    return build_status(study, config, live=is_locked(store, name))
+
+
+def build_status(study: optuna.Study, config: StudyConfig, *, live: bool) -> StudyStatus:
+    """Return the leaderboard of an open study; `live` says whether a coordinator is at work on it."""
+    trials = describe_trials(study, live=live)
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     pick = max if config.search.direction == "maximize" else min
     best = pick(complete, key=lambda trial: trial.value or 0.0) if complete else None
-    return StudyStatus(name, config.search.metric, config.search.direction, best, trials)
+    return StudyStatus(config.name, config.search.metric, config.search.direction, best, trials)
 
 
 def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:

@@ -1,10 +1,10 @@
 """Mirrors run folders into MLflow, from a thread of the coordinator.
 
-Each pass over a folder sends what is new: params, metrics from a byte offset on (with their original times),
-artifacts; once the run has ended, its log, its best checkpoint and its final status, last of all. What has arrived
-is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be sent again, never
-lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of it is there:
-`catch_up` looks for exactly those.
+Each pass over a folder sends what is new: params, the description, metrics from a byte offset on (with their original
+times), artifacts; once the run has ended, its log, its best checkpoint and its final status, last of all. What has
+arrived is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be sent again,
+never lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of it is
+there: `catch_up` looks for exactly those.
 
     ending.json     how the run ends in MLflow, from `end`
     shipped.json    what MLflow has, from the thread
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.errors import StoreError
-from cityopt.tracking.mlflow_store import MlflowStore, RefusedError, RunEnd
-from cityopt.tracking.run_folder import ARTIFACTS, BEST, LOG, PARAMS, read_json, read_records, write_json
+from cityopt.tracking.mlflow_store import DESCRIPTION, MlflowStore, RefusedError, RunEnd
+from cityopt.tracking.run_folder import ARTIFACTS, BEST, LOG, NOTE, PARAMS, read_json, read_records, write_json
 
 ENDING, SHIPPED = "ending.json", "shipped.json"
 CHECKPOINT = f"checkpoints/{BEST}"
@@ -220,16 +220,16 @@ class Shipper:
 
     def _ship_records(self, run: _Watched, tags: Mapping[str, object]) -> None:
         records, offset = read_records(run.folder, run.shipped.offset)
-        stamp = _stamp(run.folder / PARAMS)
-        params = {}
-        if stamp and stamp != run.shipped.stamps.get(PARAMS):
-            params = read_json(run.folder / PARAMS) or {}
+        stamps = {name: _stamp(run.folder / name) for name in (PARAMS, NOTE)}
+        changed = {name: stamp for name, stamp in stamps.items() if stamp and stamp != run.shipped.stamps.get(name)}
+        params = (read_json(run.folder / PARAMS) or {}) if PARAMS in changed else {}
+        if NOTE in changed:
+            tags = {DESCRIPTION: (run.folder / NOTE).read_text(encoding="utf-8"), **tags}
         if not (records or params or tags):
             return
         self._store.log(run.run_id, records=records, params=params, tags=tags)
         run.shipped.offset = offset
-        if params:
-            run.shipped.stamps[PARAMS] = stamp
+        run.shipped.stamps |= changed
         _write_shipped(run)
 
     def _ship_files(self, run: _Watched, files: Mapping[str, Path]) -> None:

@@ -37,6 +37,8 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 _MAX_TEXT = 6000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow's page then opens on runs and curves, not on traces of language models."""
@@ -89,19 +91,27 @@ class MlflowStore:
 
     def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
         """Return the id of a study's parent run, running again, made where it is missing."""
-        experiment = self.open_experiment(study)
+        found = self.find_parent(study)
         with translate_errors(f"open the parent run of {study!r}"):
+            if found:
+                self.client.update_run(found, status="RUNNING")
+                self.log(found, tags=tags or {})
+            run_id = found or self._create_run(study, study, "study", tags or {}, start_ms=None)
+        self._parents[study] = run_id
+        return run_id
+
+    def find_parent(self, study: str) -> str | None:
+        """Return the id of a study's parent run as it is, None where there is none."""
+        experiment = self.open_experiment(study)
+        with translate_errors(f"find the parent run of {study!r}"):
             found = self.client.search_runs(
                 [experiment], "tags.`cityopt.kind` = 'study'", max_results=1, order_by=["attributes.start_time ASC"]
             )
-            if found:
-                run_id = str(found[0].info.run_id)
-                self.client.update_run(run_id, status="RUNNING")
-                self.log(run_id, tags=tags or {})
-            else:
-                run_id = self._create_run(study, study, "study", tags or {}, start_ms=None)
-        self._parents[study] = run_id
-        return run_id
+        return str(found[0].info.run_id) if found else None
+
+    def describe_run(self, run_id: str, text: str) -> None:
+        """Give a run a description in Markdown, in place of an earlier one."""
+        self.log(run_id, tags={DESCRIPTION: text})
 
     def create_run(
         self,

@@ -7,6 +7,7 @@ mirrors the folder into MLflow. A folder holds
     params.json     {name: value}
     metrics.jsonl   one line per record: {"step", "time_ms", "metrics": {name: value}}
     artifacts/      files, in folders of their own
+    note.md         what the run is, in Markdown, written anew as it goes on
     last.pt best.pt checkpoints, written by the training
     log.txt         what the worker printed
     status.json     the end, written by the coordinator
@@ -34,7 +35,7 @@ from cityopt.errors import StoreError
 ATTEMPT, PARAMS, METRICS, ARTIFACTS = "attempt.json", "params.json", "metrics.jsonl", "artifacts"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors that say that a disk, or a user's share of it, is full."""
-LAST, BEST, LOG, STATUS = "last.pt", "best.pt", "log.txt", "status.json"
+LAST, BEST, LOG, STATUS, NOTE = "last.pt", "best.pt", "log.txt", "status.json", "note.md"
 
 
 class StaleAttemptError(StoreError):

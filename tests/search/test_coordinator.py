@@ -341,6 +341,15 @@ def test_parent_run_ends_when_something_fails_before_the_first_trial(bench, erro
     assert it.runs()[it.config.name].info.status == status
 
 
+def test_parent_run_describes_the_study_when_trials_end(bench):
+    it = bench(trials=2)
+    it.live(by_number({0: Script((0.2,) * 3), 1: Script((0.3,) * 3)}))
+    runs = it.runs()
+    text = runs[it.config.name].data.tags["mlflow.note.content"]
+    assert "Best is trial 1 with" in text and "**0.3000**" in text
+    assert f"/runs/{runs['trial-0000'].info.run_id}) | complete | 0.2000 |" in text
+
+
 def test_interrupt_leaves_nothing_running_when_ctrl_c_comes_in_a_trial(bench):
     it = bench(trials=2)
 

@@ -98,6 +98,17 @@ def test_shipper_mirrors_metrics_and_overlays_when_the_run_goes_on(shipper: Ship
     assert shipper.problem == ""
 
 
+def test_shipper_sends_the_description_anew_when_it_changes(shipper: Shipper, run: MirroredRun) -> None:
+    sql = "SELECT value FROM tags WHERE run_uuid = ? AND key = 'mlflow.note.content'"
+    for text in ("**begun**", "| trial |\n| 7 ü |"):
+        (run.folder / "note.md").parent.mkdir(exist_ok=True)
+        (run.folder / "note.md").write_text(text, encoding="utf-8")
+        shipper.watch(run.run_id, run.folder)
+        wait_for(shipper, lambda text=text: run.query(sql) == [(text,)])
+    end(shipper, run)
+    assert shipper.drain(20) and run.query(sql) == [("| trial |\n| 7 ü |",)]
+
+
 def test_shipper_links_the_checkpoint_when_the_artifacts_are_local(shipper: Shipper, run: MirroredRun) -> None:
     run.record(range(1, 2))
     shipper.watch(run.run_id, run.folder)

@@ -1,0 +1,196 @@
+"""What the report says, as plain values: read once from a store, before anything is drawn.
+
+Optuna's database tells how trials ended, their run folders hold curves, times and pictures. Nothing here needs MLflow,
+a dataset or a device, so that a report can be made of any store, also while a sweep is at work on it.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+
+from cityopt.config import StudyConfig
+from cityopt.report.importance import Importance, measure_importance
+from cityopt.search.coordinator import run_folder
+from cityopt.search.facts import StudyFacts
+from cityopt.search.promote import PROMOTIONS
+from cityopt.search.status import ENDING, StudyStatus, TrialStatus, build_status, check_begun
+from cityopt.search.study import is_locked, load_stored_study, open_storage
+from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
+
+Curve = list[tuple[int, float]]
+"""Points (epoch from 1, value)."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial with all that it recorded."""
+
+    status: TrialStatus
+    message: str
+    """What a failed trial said."""
+    records: tuple[Record, ...]
+    folder: Path | None
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+        return self.status.number
+
+    @cached_property
+    def seconds(self) -> float:
+        """Time on the device: as the worker told, else the sum of its finished epochs."""
+        return self.status.seconds or sum(record.metrics.get("system/epoch_s", 0.0) for record in self.records)
+
+    def curve(self, metric: str) -> Curve:
+        """Return a metric by epoch; empty where it was never recorded."""
+        return [(record.step, record.metrics[metric]) for record in self.records if metric in record.metrics]
+
+    def metrics_at_best(self, metric: str, direction: str) -> dict[str, float]:
+        """Return all metrics of the epoch at which one of them is best; empty where it was never recorded."""
+        curve = self.curve(metric)
+        if not curve:
+            return {}
+        sign = -1.0 if direction == "maximize" else 1.0
+        step = min(curve, key=lambda point: (sign * point[1], point[0]))[0]
+        return merge_metrics(self.records, step)
+
+
+@dataclass(frozen=True)
+class PromotionRecord:
+    """The last promotion of a study."""
+
+    name: str
+    trial: int
+    outcome: Literal["complete", "pruned", "failed", "unfinished"]
+    message: str
+    records: tuple[Record, ...]
+    folder: Path
+    size: tuple[int, int]
+    epochs: int
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """All metrics of its last epoch, the comparison with the trial among them."""
+        return merge_metrics(self.records, self.records[-1].step) if self.records else {}
+
+    @property
+    def seconds(self) -> float:
+        """Time on the device."""
+        return sum(record.metrics.get("system/epoch_s", 0.0) for record in self.records)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study as the report shows it."""
+
+    store: Path
+    status: StudyStatus
+    config: StudyConfig
+    facts: StudyFacts
+    trials: tuple[TrialRecord, ...]
+    promotion: PromotionRecord | None
+    importance: Importance
+    environment: Mapping[str, Any]
+    """Params of one trial: versions, machine, commit (`environment.…`) and image counts (`data.…`)."""
+    is_live: bool
+    """Whether a process is at work on the study."""
+    made_at: float
+    """Seconds since 1970."""
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best complete trial."""
+        return None if self.status.best is None else self.trials[self.status.best.number]
+
+    @property
+    def baseline(self) -> TrialRecord | None:
+        """Trial 0, where the study begins with settings of its own."""
+        return self.trials[0] if self.trials and self.config.search.baselines else None
+
+    @property
+    def num_ended(self) -> int:
+        """Trials that ended, in whatever way."""
+        return sum(trial.status.state in ("complete", "pruned", "failed") for trial in self.trials)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether trials ran on CUDA."""
+        return bool(self.environment.get("environment.cuda"))
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """All metrics of the best trial at its best epoch."""
+        search = self.config.search
+        return {} if self.best is None else self.best.metrics_at_best(search.metric, search.direction)
+
+
+def read_findings(store: Path, name: str) -> Findings:
+    """Read a study. Raises StoreError: no such store or study, or a broken file in it."""
+    check_begun(store, name)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, config, facts = load_stored_study(open_storage(store), name)
+    is_live = is_locked(store, name)
+    status = build_status(study, config, live=is_live)
+    messages = [(frozen.user_attrs.get(ENDING) or {}).get("message", "") for frozen in study.get_trials(deepcopy=False)]
+    trials = tuple(_read_trial(store, *pair) for pair in zip(status.trials, messages, strict=False))
+    return Findings(
+        store=store,
+        status=status,
+        config=config,
+        facts=facts,
+        trials=trials,
+        promotion=_read_promotion(store, study.user_attrs.get(PROMOTIONS, [])),
+        importance=measure_importance(status.trials, config.search.space, config.search.direction),
+        environment=_read_environment(trials),
+        is_live=is_live,
+        made_at=time.time(),
+    )
+
+
+def merge_metrics(records: tuple[Record, ...], step: int) -> dict[str, float]:
+    """Return all metrics of a step, which may be spread over several records."""
+    return {name: value for record in records if record.step == step for name, value in record.metrics.items()}
+
+
+def _read_trial(store: Path, status: TrialStatus, message: str) -> TrialRecord:
+    if status.run_id is None:
+        return TrialRecord(status, message, (), None)
+    folder = run_folder(store, status.run_id)
+    return TrialRecord(status, message, tuple(read_records(folder)[0]), folder)
+
+
+def _read_promotion(store: Path, entries: list[dict[str, Any]]) -> PromotionRecord | None:
+    """Return the last complete promotion, or the last one where none is complete."""
+    found = [_describe_promotion(store, entry) for entry in entries]
+    complete = [promotion for promotion in found if promotion.outcome == "complete"]
+    return (complete or found)[-1] if found else None
+
+
+def _describe_promotion(store: Path, entry: dict[str, Any]) -> PromotionRecord:
+    folder = run_folder(store, entry["run_id"])
+    status = read_status(folder)
+    height, width = entry["config"]["data"]["size"]
+    return PromotionRecord(
+        name=entry["name"],
+        trial=entry["trial"],
+        outcome=status.outcome if status else "unfinished",
+        message=status.message if status else "",
+        records=tuple(read_records(folder)[0]),
+        folder=folder,
+        size=(height, width),
+        epochs=entry["config"]["training"]["epochs"],
+    )
+
+
+def _read_environment(trials: tuple[TrialRecord, ...]) -> dict[str, Any]:
+    """Return the params of the latest trial that wrote any."""
+    for trial in reversed(trials):
+        params = read_json(trial.folder / PARAMS) if trial.folder else None
+        if params and any(key.startswith("environment.") for key in params):
+            return params
+    return {}

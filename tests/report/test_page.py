@@ -1,0 +1,237 @@
+"""The page says what the study says: its numbers, in every state of a study, with nothing from outside as markup."""
+
+import re
+
+import pytest
+from fake_studies import (
+    AP,
+    DECAY,
+    EPOCH_S,
+    MIXED,
+    OPTIMIZER,
+    RATE,
+    REPORT,
+    Fate,
+    add_promotion,
+    draw_picture,
+    grow,
+    invent_scores,
+    make_study,
+    name_run,
+)
+from page_reader import PageReader
+
+from cityopt.labels import THING_NAMES
+from cityopt.report.findings import read_findings
+from cityopt.report.origin import build_command, write_settings
+from cityopt.report.page import PARTS, write_page
+from cityopt.report.pictures import MAX_PICTURES, WIDTH_PX, encode_small
+from cityopt.search.study import lock_study
+from cityopt.study_file import load_study
+
+COMPLETE = [2, 5, 0, 4]
+"""The complete trials of MIXED, the best first."""
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory):
+    """Return the findings and the page of a study with all kinds of trials and a promotion."""
+    store = tmp_path_factory.mktemp("promoted")
+    config = make_study(store, MIXED, pictures=True, trials=len(MIXED))
+    add_promotion(store, config, trial=2, ap=0.35)
+    findings = read_findings(store, config.name)
+    return findings, PageReader(write_page(findings))
+
+
+def read(store, fates, **changes):
+    """Return the page of a study with these fates."""
+    config = make_study(store, fates, **changes)
+    return PageReader(write_page(read_findings(store, config.name)))
+
+
+def test_verdict_names_best_score_baseline_gain_and_cost(promoted):
+    text = promoted[1].sections["header"].text
+    seconds = EPOCH_S * sum(len(fate.curve) for fate in MIXED)
+    assert "Trial 2 is best: COCO mask AP 0.2441 with learning_rate" in text
+    assert f"It beats trial 0, the baseline (0.2080), by {0.2441 - 0.2080:.4f}, at 128 × 256 px on 32 images" in text
+    assert f"8 trials took {seconds // 60:.0f}:{seconds % 60:02.0f} min of GPU time" in text
+    assert f"{100 * 4 * EPOCH_S / seconds:.0f} % of it pruned, {100 * EPOCH_S / seconds:.0f} % of it failed" in text
+    assert "reach COCO mask AP 0.3500 on all of val; the trial’s own model reaches 0.3000 there" in text
+
+
+def test_leaderboard_shows_every_trial_in_order_with_its_numbers(promoted):
+    findings, page = promoted
+    head, *rows = page.sections["leaderboard"].rows
+    assert head == ["trial", "outcome", "score", "learning_rate", "weight_decay", "optimizer", "epochs", "time"]
+    assert [int(re.match(r"\d+", row[0])[0]) for row in rows] == [*COMPLETE, 1, 7, 3, 6]
+    for row in rows:
+        number = int(re.match(r"\d+", row[0])[0])
+        fate, params = MIXED[number], findings.trials[number].status.params
+        score = f"{max(fate.curve):.4f}" if fate.state != "failed" else "–"
+        settings = [f"{params[RATE]:.3g}", f"{params[DECAY]:.3g}", params[OPTIMIZER]]
+        assert row[1:7] == [f"{fate.state} {fate.reason}".strip(), score, *settings, str(len(fate.curve))]
+    assert rows[0][0] == "2 best" and rows[2][0] == "0 baseline"
+
+
+def test_device_time_is_summed_by_outcome(promoted):
+    _, *rows = promoted[1].sections["outcomes"].rows
+    total = sum(len(fate.curve) for fate in MIXED)
+    for state, row in zip(("complete", "pruned", "failed"), rows, strict=True):
+        epochs = [len(fate.curve) for fate in MIXED if fate.state == state]
+        assert row[:2] == [state, str(len(epochs))] and row[3] == f"{100 * sum(epochs) / total:.0f} %"
+
+
+def test_class_scores_are_those_of_the_best_epoch_beside_the_promoted_models(promoted):
+    rows = {row[0]: row[1:] for row in promoted[1].sections["classes"].rows}
+    trial, full = invent_scores(max(MIXED[2].curve)), invent_scores(0.35)
+    assert rows["class"] == ["COCO mask AP trial 2", "COCO mask AP at IoU .5 trial 2", "COCO mask AP promoted"]
+    for name in set(THING_NAMES) - {"train"}:
+        scores = (trial[f"coco/segm/ap/class/{name}"], trial[f"coco/segm/ap50/class/{name}"])
+        assert rows[name] == [f"{score:.4f}" for score in (*scores, full[f"coco/segm/ap/class/{name}"])]
+    assert rows["train"] == ["–"] * 3 and "nothing to find (train)" in promoted[1].sections["classes"].text
+    for size, area in (("small", "under 32² px"), ("large", "over 96² px")):
+        assert rows[f"{size} {area}"] == [f"{s[f'coco/segm/ap_{size}']:.4f}" for s in (trial, full)]
+
+
+def test_promotion_compares_on_the_same_images_and_names_them(promoted):
+    rows = {row[0]: row[1:] for row in promoted[1].sections["promotion"].rows}
+    assert rows["COCO mask AP on all of val"] == ["0.3000", "0.3500", "+0.0500"]
+    holdout = "COCO mask AP on the trials’ holdout, the promoted model has trained on these images"
+    assert rows[holdout] == ["0.3300", "0.4500", "+0.1200"]
+
+
+def test_anchors_stand_beside_the_defaults(promoted):
+    rows = {row[0]: row[1:] for row in promoted[1].sections["anchors"].rows}
+    assert rows["objects with IoU ≥ .5"] == [f"{REPORT[name]['recall_50']:.3f}" for name in ("kmeans", "default")]
+    shapes = [attributes for _, attributes in promoted[1].elements if "anchor" in (attributes.get("class") or "")]
+    assert sum("data-tip" in attributes for attributes in shapes) == 15 + 15
+
+
+def test_every_chart_shows_every_trial_that_belongs_in_it(promoted):
+    elements = promoted[1].elements
+    marks = [a["data-trial"] for _, a in elements if (a.get("class") or "").startswith("mark ")]
+    assert sorted(marks) == sorted(3 * [str(number) for number in range(8)])  # one per searched setting
+    lines = [a["data-trial"] for _, a in elements if (a.get("class") or "").startswith("line ")]
+    assert sorted(lines) == sorted(3 * 2 * [str(n) for n in range(8) if MIXED[n].curve])  # metrics, wide and narrow
+
+
+def test_pictures_of_best_and_worst_are_inside_the_page(promoted):
+    _, page = promoted
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 3 * 2 and all(p["src"].startswith("data:image/jpeg;base64,") for p in pictures)
+    text = page.sections["pictures"].text
+    assert (
+        "Trial 2, the best trial (0.2441)" in text and "Trial 7, the worst" in text and "bochum_000000_000019" in text
+    )
+
+
+def test_ranked_pictures_of_a_promotion_come_first_where_there_are_some(tmp_path):
+    config = make_study(tmp_path, MIXED[:3])
+    folder = add_promotion(tmp_path, config, trial=2, ap=0.3)
+    for place in range(1, MAX_PICTURES + 3):
+        for name in ("best", "worst"):
+            draw_picture(folder / f"artifacts/overlays/{name}/{place:02d}_f1-0.{place}0_lindau_{place}.jpg", 40 * place)
+    text = PageReader(write_page(read_findings(tmp_path, config.name))).sections["pictures"].text
+    assert "promotion-0001 on val, best images" in text and "worst images" in text and "lindau_1, F1 0.10" in text
+    assert text.count("lindau_") == 2 * MAX_PICTURES
+
+
+CASES = {
+    "none": ((), "No trial has ended yet.", "Stopped after 0 of 4 trials"),
+    "single": ((Fate(grow(0.2)),), "So far trial 0 is best: COCO mask AP 0.2000", "It is the only trial"),
+    "failures": (
+        (Fate([], "failed", "oom", "out"),) * 2,
+        "None of the 2 trials that ended is complete: 2 failed.",
+        "oom",
+    ),
+    "pruned": ((Fate([0.1], "pruned"),), "The one trial that ended is not complete: 1 pruned.", "0.1000"),
+    "first best": ((Fate(grow(0.3)), Fate(grow(0.2))), "So far trial 0 is best", "no other trial beat it"),
+    "baseline failed": ((Fate([], "failed", "nan"), Fate(grow(0.2))), "So far trial 1 is best", "(failed (nan))"),
+    "open": ((Fate(grow(0.2)), Fate([0.1, 0.2], "open")), "So far trial 0 is best", "waiting interrupted"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_page_makes_sense_in_every_state_of_a_study(tmp_path, name):
+    fates, headline, also = CASES[name]
+    page = read(tmp_path, fates)
+    text = "".join(section.text for section in page.sections.values())
+    assert headline in page.sections["header"].text and also in text
+    assert set(page.sections) == {"header", *(part.name for part in PARTS)} - {"promotion"}
+    for _, attributes in page.elements:
+        for key in ("d", "x", "y", "cx", "cy", "style", "width"):
+            assert not re.search(r"nan|inf|None", attributes.get(key) or "")
+
+
+def test_page_of_a_sweep_at_work_says_so(tmp_path):
+    config = make_study(tmp_path, [Fate(grow(0.2)), Fate([0.1], "open")])
+    with lock_study(tmp_path, config.name):
+        page = PageReader(write_page(read_findings(tmp_path, config.name)))
+    assert "At work: 1 of 4 trials have ended" in page.sections["header"].text
+    assert [row[1] for row in page.sections["leaderboard"].rows[1:]] == ["complete", "running"]
+
+
+def test_promotion_that_is_not_finished_is_told_without_numbers(tmp_path):
+    config = make_study(tmp_path, MIXED[:3])
+    add_promotion(tmp_path, config, trial=2, ap=0.3, outcome="unfinished")
+    page = PageReader(write_page(read_findings(tmp_path, config.name)))
+    assert "promotion of trial 2 is not finished after 2 of 2 epochs" in page.sections["header"].text
+    assert "promotion" not in page.sections
+
+
+def test_text_from_outside_is_text_when_it_looks_like_markup(tmp_path):
+    evil = "</style></script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+    config = make_study(tmp_path, [Fate(grow(0.2)), Fate([0.1], "failed", "nan", evil)])
+    first, latest = (tmp_path / "runs" / name_run(config.name, number) for number in (0, 1))
+    draw_picture(first / "artifacts" / "overlays" / '"onload="x".jpg', 9)
+    (latest / "params.json").write_text('{"environment.device": "<b>GPU</b>", "environment.cuda": "13"}')
+    page = PageReader(write_page(read_findings(tmp_path, config.name)))
+    assert evil in page.sections["outcomes"].text and "<b>GPU</b>" in page.sections["origin"].text
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert not [a for _, a in page.elements for key in a if key.startswith("on")]
+    assert "x" not in [a.get("src") for _, a in page.elements]
+
+
+def test_page_asks_nobody_for_anything(promoted):
+    for tag, attributes in promoted[1].elements:
+        for key in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:")), f"{tag} {key}={attributes[key]}"
+    policy = next(a for tag, a in promoted[1].elements if tag == "meta" and "http-equiv" in a)["content"]
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+
+
+def test_page_stays_small_when_a_study_and_its_pictures_are_large(tmp_path):
+    rows = [Fate(grow(0.1 + 0.0005 * n)[: 2 + n % 5], "complete" if n % 3 else "pruned") for n in range(40)]
+    config = make_study(tmp_path, rows, trials=40)
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (540, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    picture = encode_small(tmp_path / "noise.png")
+    assert picture.size == (WIDTH_PX, round(540 * WIDTH_PX / 2000))
+    page = write_page(read_findings(tmp_path, config.name))
+    assert len(page.encode()) + 3 * MAX_PICTURES * len(picture.uri) < 10e6
+
+
+def test_settings_in_the_page_make_the_same_study(promoted, tmp_path):
+    findings, page = promoted
+    path = tmp_path / "streets.yaml"
+    path.write_text(write_settings(findings), encoding="utf-8")
+    assert load_study(str(path)) == findings.config
+    command = build_command(findings)
+    assert command == "cityopt sweep --study ./streets.yaml --trials 8 --data /data/streets --store streets-again"
+    assert command in page.sections["repeat"].text and write_settings(findings) in page.sections["repeat"].text
+
+
+def test_command_names_a_shipped_study_when_the_settings_are_its_own(tmp_path):
+    from dataclasses import replace
+
+    config = make_study(tmp_path, [Fate(grow(0.2))])
+    findings = replace(read_findings(tmp_path, config.name), config=load_study("demo"))
+    assert build_command(findings) == "cityopt sweep --study demo --trials 6 --store demo-again"
+
+
+def test_objective_may_be_any_metric_and_its_protocol_is_named(tmp_path):
+    page = read(tmp_path, [Fate(grow(0.2))], metric="val/coco/bbox/ap50")
+    assert "COCO box AP at IoU .5" in page.sections["header"].text and AP not in page.sections["header"].text
