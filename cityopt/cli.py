@@ -81,8 +81,8 @@ def sweep(
             config, store=store, data=data, device=device, observer=observer, describe=build_data_report
         )
     print_leaderboard(console, read_status(summary.store, config.name))
-    console.print(publish_report(summary.store, config.name), highlight=False, soft_wrap=True, markup=False)
-    console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
+    lines = [publish_report(summary.store, config.name), summary.advice]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
 
 
@@ -103,19 +103,21 @@ def promote(
     from cityopt.report.tables import print_promotion
     from cityopt.report.terminal import open_observer
     from cityopt.search.promote import run_promotion
+    from cityopt.study_file import name_study, parse_setting
 
     console = _open_console()
     with open_observer(console) as observer:
         promotion = run_promotion(
-            _study_name(study, name),
+            name_study(study, name),
             store=store,
             data=data,
-            settings=_parse(settings),
+            settings=dict(map(parse_setting, settings or ())),
             device=device,
             observer=observer,
         )
     print_promotion(console, promotion)
-    console.print(publish_report(promotion.store, promotion.study), highlight=False, soft_wrap=True)
+    said = publish_report(promotion.store, promotion.study)
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -179,8 +181,9 @@ def status(
     """
     from cityopt.report.tables import print_leaderboard
     from cityopt.search.status import read_status
+    from cityopt.study_file import name_study
 
-    found = read_status(store, _study_name(study, name))
+    found = read_status(store, name_study(study, name))
     if as_json:
         _print_json(found.to_json())
     else:
@@ -199,12 +202,10 @@ def report(
     Example: cityopt report --study demo --out report.html
     """
     from cityopt.report.publish import write_report
+    from cityopt.study_file import name_study
 
-    console = _open_console()
-    warning = write_report(store.absolute(), _study_name(study, name), out)
-    console.print(f"{out} ({out.expanduser().stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
-    if warning:
-        console.print(warning, highlight=False, soft_wrap=True)
+    said = write_report(store, name_study(study, name), out)
+    _open_console().print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -356,7 +357,7 @@ def data_synth(
 
     Example: cityopt data synth scenes --num-images 100 --size 256x512
     """
-    from cityopt.data.synthetic import write_synthetic
+    from cityopt.data.synthetic import parse_size, write_synthetic
     from cityopt.report.terminal import open_observer
 
     console = _open_console()
@@ -364,7 +365,7 @@ def data_synth(
         write_synthetic(
             out,
             num_images=num_images,
-            size=_parse_size(size),
+            size=parse_size(size),
             seed=seed,
             with_coarse=with_coarse,
             progress=lambda done, total: observer.show_preparation("scenes", done, total),
@@ -380,30 +381,6 @@ def _load(
 
     options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
     return load_study(study, settings=settings or (), name=name, extra=options)
-
-
-def _study_name(study: str, name: str | None) -> str:
-    """Return the stored study's name: `--name`, else what `--study` says; it need not have a YAML any more."""
-    if name is not None:
-        return name
-    if study.endswith((".yaml", ".yml")) or "/" in study:
-        return _load(study, None, None, None, {}).name
-    return study
-
-
-def _parse(settings: list[str] | None) -> dict[str, Any]:
-    from cityopt.study_file import parse_setting
-
-    return dict(parse_setting(setting) for setting in settings or ())
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    from cityopt.errors import ConfigError
-
-    height, x, width = text.partition("x")
-    if not (x and height.isdigit() and width.isdigit()):
-        raise ConfigError(f"`--size` must be HEIGHTxWIDTH in pixels, such as 256x512, but got {text!r}.")
-    return int(height), int(width)
 
 
 def _open_console(*, quiet: bool = False) -> "Console":

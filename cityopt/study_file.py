@@ -71,6 +71,13 @@ def find_study(source: str) -> Path:
     )
 
 
+def name_study(source: str, name: str | None = None) -> str:
+    """Return a stored study's name: `name`, else what `source` says; it need not have a YAML any more."""
+    if name is not None:
+        return name
+    return load_study(source).name if source.endswith((".yaml", ".yml")) or "/" in source else source
+
+
 def sweeps_folder() -> Path:
     """Return the folder of the shipped studies: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parent

@@ -22,7 +22,7 @@ from cityopt.data.scenery.casting import draw_casting
 from cityopt.data.scenery.coarse import coarsen
 from cityopt.data.scenery.rasters import Annotated, labels_of, rasterise_instances
 from cityopt.data.scenery.scene import Scene, paint_scene
-from cityopt.errors import DataError
+from cityopt.errors import ConfigError, DataError
 
 CITIES: dict[str, tuple[str, ...]] = {
     "train": ("ashmoor", "birchfeld", "cedarau", "dornhaven", "elmstadt", "fernwald"),
@@ -48,6 +48,14 @@ class _Shot:
     @property
     def name(self) -> str:
         return f"{self.city}_{self.sequence:06d}_000019"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of a text such as `256x512`. Raises ConfigError."""
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise ConfigError(f"`--size` must be HEIGHTxWIDTH in pixels, such as 256x512, but got {text!r}.")
+    return int(height), int(width)
 
 
 def write_synthetic(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cityopt.config import Dimension, Scalar
+from cityopt.dimension import Dimension, Scalar
 
 _MIN_DECADES = 1.5
 """A logarithmic axis that is shorter gets ticks at 2 and 5 too."""

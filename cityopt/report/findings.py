@@ -18,8 +18,9 @@ from cityopt.report.importance import Importance, measure_importance
 from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
-from cityopt.search.status import ENDING, StudyStatus, TrialStatus, build_status, check_begun
+from cityopt.search.status import ENDING, StudyStatus, TrialStatus, build_status
 from cityopt.search.study import is_locked, load_stored_study, open_storage
+from cityopt.store import find_store
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
 
 Curve = list[tuple[int, float]]
@@ -131,7 +132,7 @@ class Findings:
 
 def read_findings(store: Path, name: str) -> Findings:
     """Read a study. Raises StoreError: no such store or study, or a broken file in it."""
-    check_begun(store, name)
+    store = find_store(store, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, config, facts = load_stored_study(open_storage(store), name)
     is_live = is_locked(store, name)

@@ -20,7 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from cityopt.config import Dimension
+from cityopt.dimension import Dimension
 from cityopt.search.status import TrialStatus
 
 MIN_TRIALS = 12

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from cityopt.data.anchors import default_anchors
+from cityopt.config import DEFAULT_ANCHORS
+from cityopt.data.roots import SYNTHETIC
 from cityopt.errors import ConfigError
 from cityopt.report.charts import draw_anchors
 from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, tag
-from cityopt.search.preparation import SYNTHETIC
 from cityopt.study_file import load_study
 
 _RECALLS = (
@@ -29,8 +29,7 @@ def write_anchors(findings: Findings) -> Markup:
     adopted = str(report["adopted"])
     tables = [(_NAMES.get(adopted, adopted), _list_shapes(report["sizes"], report["ratios"]))]
     if adopted != "default":
-        default = default_anchors()
-        tables.append((_NAMES["default"], _list_shapes(default.sizes, default.ratios)))
+        tables.append((_NAMES["default"], _list_shapes(DEFAULT_ANCHORS.sizes, DEFAULT_ANCHORS.ratios)))
     chart = draw_anchors(tables, title="Anchors by width and height")
     keys = [
         tag("li", tag("i", "", class_=f"key anchor{' filled' if place == 0 else ''}"), name)

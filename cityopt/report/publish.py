@@ -18,7 +18,7 @@ NAME = "report.html"
 
 
 def write_report(store: Path, name: str, out: Path) -> str:
-    """Write a study's report to a file and put it on the study's run. Returns a warning about MLflow, or nothing.
+    """Write a study's report to a file and put it on the study's run. Returns lines that say where it is.
 
     Raises StoreError: no such study, or a file that cannot be written.
     """
@@ -32,7 +32,8 @@ def write_report(store: Path, name: str, out: Path) -> str:
             f"the report must go into a file that can be written, but {target} cannot be: {error.strerror}. "
             "Give another one with --out FILE."
         ) from error
-    return _warn_of_failure(findings, content)[1]
+    size = f"{out} ({len(content) / 1e6:.1f} MB)"
+    return "\n".join(filter(None, [size, _warn_of_failure(findings, content)[1]]))
 
 
 def publish_report(store: Path, name: str) -> str:

@@ -1,6 +1,6 @@
 """The searched settings in the report: which of them mattered, and the score against each."""
 
-from cityopt.config import Dimension
+from cityopt.dimension import Dimension
 from cityopt.report.axes import build_setting_axis, place_setting
 from cityopt.report.charts import Mark, draw_scatter, inner_span
 from cityopt.report.findings import Findings

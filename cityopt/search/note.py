@@ -4,7 +4,7 @@ import html
 import time
 from urllib.parse import quote, urlencode
 
-from cityopt.config import Scalar
+from cityopt.dimension import Scalar
 from cityopt.search.status import StudyStatus, TrialStatus
 
 MAX_TRIALS = 15

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cityopt.config import Dimension
+from cityopt.dimension import Dimension
 from cityopt.report.axes import Axis, build_setting_axis, fit_axis, fit_log_axis, place_setting
 
 

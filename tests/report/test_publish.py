@@ -21,7 +21,7 @@ def test_report_is_on_the_studys_run_with_a_description(mlflow_store, tmp_path):
     config = make_study(store, MIXED, name="published")
     parent = mlflow_store.open_parent(config.name)
     mlflow_store.finish_run(parent, "FINISHED")
-    assert write_report(store, config.name, out) == ""
+    assert write_report(store, config.name, out) == f"{out} (0.1 MB)"
     artifact = mlflow_store.artifact_folder(parent) / NAME
     assert artifact.read_bytes() == out.read_bytes() and out.read_text().startswith("<!doctype html>")
     line = publish_report(store, config.name)  # a second time, as after a promotion
