@@ -23,9 +23,11 @@ _NAMES = {"kmeans": "k-means", "default": "torchvision’s defaults", "explicit"
 _ENVIRONMENT = ("device", "cuda", "threads", "platform", "python", "torch", "torchvision", "numpy", "cityopt")
 
 
-def write_anchors(findings: Findings) -> Markup:
-    """Return the adopted anchors beside the defaults: shapes, and recall on held-out images."""
+def write_anchors(findings: Findings) -> Markup | None:
+    """Return the adopted anchors beside the defaults, with recall on held-out images; None for semantic models."""
     report = findings.facts.anchors
+    if not report:
+        return None
     adopted = str(report["adopted"])
     tables = [(_NAMES.get(adopted, adopted), _list_shapes(report["sizes"], report["ratios"]))]
     if adopted != "default":

@@ -1,6 +1,7 @@
 """The page says what the study says: its numbers, in every state of a study, with nothing from outside as markup."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from fake_studies import (
@@ -201,8 +202,8 @@ def test_page_asks_nobody_for_anything(promoted):
 
 
 def test_page_stays_small_when_a_study_and_its_pictures_are_large(tmp_path):
-    rows = [Fate(grow(0.1 + 0.0005 * n)[: 2 + n % 5], "complete" if n % 3 else "pruned") for n in range(40)]
-    config = make_study(tmp_path, rows, trials=40)
+    rows = [Fate(grow(0.1 + 0.0005 * n)[: 2 + n % 5], "complete" if n % 3 else "pruned") for n in range(12)]
+    config = make_study(tmp_path, rows, trials=12)
     import numpy as np
     from PIL import Image
 
@@ -224,9 +225,13 @@ def test_settings_in_the_page_make_the_same_study(promoted, tmp_path):
     assert command in page.sections["repeat"].text and write_settings(findings) in page.sections["repeat"].text
 
 
-def test_command_names_a_shipped_study_when_the_settings_are_its_own(tmp_path):
-    from dataclasses import replace
+def test_page_has_no_anchors_when_the_model_has_none(promoted):
+    findings = promoted[0]
+    semantic = replace(findings, facts=replace(findings.facts, anchors={}))
+    assert "anchors" not in PageReader(write_page(semantic)).sections
 
+
+def test_command_names_a_shipped_study_when_the_settings_are_its_own(tmp_path):
     config = make_study(tmp_path, [Fate(grow(0.2))])
     findings = replace(read_findings(tmp_path, config.name), config=load_study("demo"))
     assert build_command(findings) == "cityopt sweep --study demo --trials 6 --store demo-again"

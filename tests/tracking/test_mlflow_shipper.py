@@ -101,7 +101,7 @@ def test_shipper_mirrors_metrics_and_overlays_when_the_run_goes_on(shipper: Ship
 def test_shipper_sends_the_description_anew_when_it_changes(shipper: Shipper, run: MirroredRun) -> None:
     sql = "SELECT value FROM tags WHERE run_uuid = ? AND key = 'mlflow.note.content'"
     for text in ("**begun**", "| trial |\n| 7 ü |"):
-        (run.folder / "note.md").parent.mkdir(exist_ok=True)
+        (run.folder / "note.md").parent.mkdir(parents=True, exist_ok=True)
         (run.folder / "note.md").write_text(text, encoding="utf-8")
         shipper.watch(run.run_id, run.folder)
         wait_for(shipper, lambda text=text: run.query(sql) == [(text,)])
