@@ -17,7 +17,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as pixel
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cityopt.labels import THING_NAMES
+from cityopt.labels import EVALUATED_LABELS, THING_NAMES
 
 COCO_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -55,6 +55,22 @@ def score_pixels(export: Path, truths: list[Path]) -> dict[str, float]:
         found |= {f"semantic_things/{name}/class/{x}": score for x, score in zip(THING_NAMES, scores, strict=True)}
         found["semantic_things/miou" if name == "iou" else "semantic_things/iiou"] = _mean(scores)
     return found
+
+
+def score_classes(export: Path, root: Path, split: str) -> dict[str, float]:
+    """Return what the pixel-level script finds in a semantic model's export: IoU of classes and categories."""
+    truths = sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
+    args = pixel_script.args
+    with _old_numpy():
+        _set(args, export / "pixels")
+        files = [str(path) for path in truths]
+        predictions = [pixel_script.getPrediction(args, file) for file in files]
+        result = pixel_script.evaluateImgLists(predictions, files, args)
+    found = {"semantic/miou": result["averageScoreClasses"], "semantic/iiou": result["averageScoreInstClasses"]}
+    found |= {"semantic/category_iou": result["averageScoreCategories"]}
+    evaluated = [label.name for label in EVALUATED_LABELS]
+    found |= {f"semantic/iou/class/{name}": result["classScores"][name] for name in evaluated}
+    return {f"{split}/{name}": float(value) for name, value in found.items()}
 
 
 def score_coco(export: Path) -> dict[str, float]:

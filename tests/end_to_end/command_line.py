@@ -122,12 +122,12 @@ def read_runs(store: Path, name: str = "tiny") -> dict[str, Any]:
     return runs
 
 
-def read_curves(store: Path, run: str) -> dict[str, list[tuple[int, int, float]]]:
+def read_curves(store: Path, run: str, name: str = "tiny") -> dict[str, list[tuple[int, int, float]]]:
     """Return every metric of an MLflow run as (step, time, value)."""
-    client, found = MlflowStore(store).client, read_runs(store)[run]
+    client, found = MlflowStore(store).client, read_runs(store, name)[run]
     return {
-        name: [
-            (point.step, point.timestamp, point.value) for point in client.get_metric_history(found.info.run_id, name)
+        metric: [
+            (point.step, point.timestamp, point.value) for point in client.get_metric_history(found.info.run_id, metric)
         ]
-        for name in found.data.metrics
+        for metric in found.data.metrics
     }

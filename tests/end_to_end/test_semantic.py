@@ -1,0 +1,64 @@
+"""A semantic study from sweep to evaluation: the same commands, other metrics, and the official script's numbers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import read_curves, read_runs, read_trials, run
+from official_scripts import score_classes
+
+from cityopt.data.roots import make_scenes
+from cityopt.study_file import load_study
+
+pytestmark = pytest.mark.slow
+STUDY = Path(__file__).parents[1] / "studies" / "tiny_unet.yaml"
+
+
+@pytest.fixture(scope="module")
+def store(template_store, tmp_path_factory):
+    """A store with the study swept and promoted."""
+    folder = shutil.copytree(template_store, tmp_path_factory.mktemp("semantic") / "store")
+    for verb in ("sweep", "promote"):
+        answer = run(verb, "--study", STUDY, "--store", folder, "--device", "cpu")
+        assert answer.code == 0, answer
+    return folder
+
+
+def test_trials_report_semantic_metrics_and_the_loss_when_swept(store):
+    trials = read_trials(store, "tiny_unet")
+    assert len(trials) == 2 and trials[0].params["model.loss"] == "cross_entropy+dice"
+    curves = read_curves(store, "trial-0000", "tiny_unet")
+    assert {"val/semantic/miou", "val/semantic/iou/class/road", "val/loss/cross_entropy", "val/loss/dice"} <= set(
+        curves
+    )
+    assert not any(name.startswith("val/coco") for name in curves)
+    best = max(value for *_, value in curves["val/semantic/miou"])
+    assert trials[0].value == best > 0.02
+    loss = [value for *_, value in curves["train/loss/total"]]
+    assert loss[-1] < loss[0]
+    assert read_runs(store, "tiny_unet")["trial-0000"].data.tags["cityopt.protocol"] == "cityscapes semantic"
+
+
+def test_exported_maps_score_the_same_under_the_official_script_when_evaluated(store, tmp_path):
+    answer = run(
+        *("evaluate", "--model", "models:/cityopt-tiny_unet@champion", "--store", store, "--device", "cpu", "--json"),
+        *("--export", tmp_path / "out"),
+    )
+    assert (answer.code, answer.errors) == (0, "")
+    found = json.loads(answer.output)
+    assert {name.split("/")[1] for name in found} == {"semantic"}
+    root = make_scenes(load_study(str(STUDY)).data.synthetic, store / "cache")
+    official = score_classes(tmp_path / "out", root, "val")
+    assert official.keys() <= found.keys() and official["val/semantic/miou"] > 0.02
+    for name, value in official.items():
+        assert found[name] == pytest.approx(value, abs=1e-12) if value == value else found[name] is None, name
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pixels"]
+
+
+def test_instance_protocols_are_refused_when_the_model_is_semantic(store):
+    answer = run(
+        *("evaluate", "--model", "models:/cityopt-tiny_unet@champion", "--store", store, "--device", "cpu"),
+        *("--protocol", "cityscapes"),
+    )
+    assert answer.code == 1 and "the model is semantic" in answer.errors and "--protocol semantic" in answer.errors
