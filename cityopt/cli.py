@@ -14,6 +14,8 @@ import typer
 from cityopt.errors import CityoptError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from cityopt.config import StudyConfig
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at a dataset, or make one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+weights_app = typer.Typer(help="Bring weights from elsewhere.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 StudyOption = Annotated[str, typer.Option("--study", help="Name of a study in sweeps/, or the path of a YAML.")]
 DataOption = Annotated[
@@ -165,10 +169,7 @@ def evaluate(
             device=device,
             on_progress=observer.show_preparation,
         )
-    if as_json:
-        _print_json(found.to_json())
-    else:
-        print_evaluation(console, found)
+    _show(as_json, found.to_json(), lambda: print_evaluation(console, found))
 
 
 @app.command()
@@ -184,10 +185,7 @@ def status(
     from cityopt.study_file import name_study
 
     found = read_status(store, name_study(study, name))
-    if as_json:
-        _print_json(found.to_json())
-    else:
-        print_leaderboard(_open_console(), found)
+    _show(as_json, found.to_json(), lambda: print_leaderboard(_open_console(), found))
 
 
 @app.command()
@@ -230,10 +228,7 @@ def anchors(
     console = _open_console(quiet=as_json)
     with open_observer(console) as observer:
         report = prepare_study(config, open_store(store), data=data, observer=observer).anchor_report
-    if as_json:
-        _print_json(report)
-    else:
-        print_anchors(console, report)
+    _show(as_json, report, lambda: print_anchors(console, report))
 
 
 @app.command()
@@ -285,18 +280,12 @@ def ui(
 
     Example: cityopt ui --port 5001
     """
+    from cityopt.report.terminal import wait_for_ui
     from cityopt.store import find_store
     from cityopt.tracking.mlflow_ui import serve_ui
 
-    folder = find_store(store)
-    console = _open_console()
-    with console.status("waiting for MLflow …") as waiting:
-
-        def show(address: str) -> None:
-            waiting.stop()
-            console.print(f"MLflow answers at {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
-
-        serve_ui(folder, port=port, on_ready=show)
+    with wait_for_ui(_open_console()) as show:
+        serve_ui(find_store(store), port=port, on_ready=show)
 
 
 @data_app.command("check")
@@ -310,10 +299,7 @@ def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
     from cityopt.report.tables import print_check
 
     found = check_dataset(Path(choose_root(data, None)))
-    if as_json:
-        _print_json(found)
-    else:
-        print_check(_open_console(), found)
+    _show(as_json, found, lambda: print_check(_open_console(), found))
 
 
 @data_app.command("stats")
@@ -338,11 +324,8 @@ def data_stats(
     console = _open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = report_dataset(out, data=data, config=config, store=store, observer=observer)
-    if as_json:
-        _print_json(found)
-    else:
-        print_statistics(console, found)
-        console.print(f"Tables and pictures: {out / 'README.md'}", highlight=False, soft_wrap=True)
+    _show(as_json, found, lambda: print_statistics(console, found))
+    console.print(f"Tables and pictures: {out / 'README.md'}", highlight=False, soft_wrap=True)
 
 
 @data_app.command("synth")
@@ -374,6 +357,23 @@ def data_synth(
     console.print(text, soft_wrap=True, markup=False)
 
 
+@weights_app.command("convert")
+def weights_convert(
+    file: Annotated[Path, typer.Argument(help="File of detectron2's model zoo (.pkl), or of a training with it (.pth).")],
+    out: Annotated[Path, typer.Option("--out", help="Checkpoint to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a detectron2 file into a checkpoint of cityopt and say what it holds; nothing in the file is run.
+
+    Example: cityopt weights convert model_final.pkl --out maskrcnn_coco.pt
+    """
+    from cityopt.report.tables import print_conversion
+    from cityopt.training.conversion import convert_weights
+
+    found = convert_weights(file, out)
+    _show(as_json, found.to_json(), lambda: print_conversion(_open_console(), found.to_json()))
+
+
 def _load(
     study: str, settings: list[str] | None, name: str | None, seed: int | None, extra: dict[str, Any]
 ) -> "StudyConfig":
@@ -390,8 +390,12 @@ def _open_console(*, quiet: bool = False) -> "Console":
     return Console(quiet=quiet, width=width)
 
 
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
+def _show(as_json: bool, document: Any, show: "Callable[[], None]") -> None:
+    """Print a document as JSON, or else as people read it."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        show()
 
 
 if __name__ == "__main__":

@@ -85,8 +85,12 @@ DEFAULT_ANCHORS = AnchorTable(
 class ModelConfig(Section):
     """The model family and its size."""
 
-    family: Literal["mask_rcnn", "unet", "unet_resnet34"] = "mask_rcnn"
+    family: Literal["mask_rcnn", "point_rend", "unet", "unet_resnet34"] = "mask_rcnn"
+    classes: Literal["cityscapes", "coco"] = "cityscapes"
+    """Which objects the heads know: 8 or 80 classes. Studies train Cityscapes' classes."""
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
+    flavour: Literal["torchvision", "detectron2"] = "torchvision"
+    """Whose weights the backbone is for. detectron2's halve in the first convolution of a block, and see 0..255 BGR."""
     weights: str = "coco"
     """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
     freeze_depth: Annotated[int, Field(strict=True, ge=0, le=5)] = 2
@@ -100,6 +104,14 @@ class ModelConfig(Section):
     box_head_channels: PositiveInt = 1024
     mask_head_channels: PositiveInt = 256
     mask_head_layers: PositiveInt = 4
+    coarse_head_channels: PositiveInt = 1024
+    """Width of the layers behind PointRend's coarse mask."""
+    train_points: PositiveInt = 196
+    """Points per object that PointRend's point head trains on."""
+    subdivision_points: PositiveInt = 784
+    """Points per object that PointRend decides anew each time that it doubles a mask's resolution."""
+    predicted_mask_boxes: bool = True
+    """PointRend trains masks in the boxes that the box head predicts, not in the proposals."""
     rpn_pre_nms: PositiveInt = 1000
     """Proposals per level before non-maximum suppression (twice as many in training)."""
     rpn_post_nms: PositiveInt = 1000
@@ -128,12 +140,22 @@ class ModelConfig(Section):
                 "`family: unet` trains from random values: `weights: none` and `freeze_depth: 0` must hold, but got "
                 f"weights={self.weights!r}, freeze_depth={self.freeze_depth}"
             )
+        if self.flavour == "detectron2" and (self.weights in ("coco", "imagenet") or self.backbone == "resnet18"):
+            raise ValueError(
+                "`flavour: detectron2` is for networks that `cityopt weights convert` made, but got "
+                f"weights={self.weights!r}, backbone={self.backbone!r}"
+            )
         return self
 
     @property
     def task(self) -> Literal["instance", "semantic"]:
         """What the family predicts: `instance` masks, or a `semantic` class per pixel."""
-        return "instance" if self.family == "mask_rcnn" else "semantic"
+        return "instance" if self.family in ("mask_rcnn", "point_rend") else "semantic"
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the heads tell apart, the background not counted."""
+        return {"cityscapes": 8, "coco": 80}[self.classes]
 
 
 class TrainingConfig(Section):
@@ -229,6 +251,8 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.model.classes != "cityscapes":
+            raise ValueError(f"a study trains `model.classes: cityscapes`, but got {self.model.classes!r}")
         for key, dimension in self.search.space.items():
             _check_dimension(self, key, dimension)
         for number, baseline in enumerate(self.search.baselines):
@@ -262,7 +286,8 @@ class RunConfig(Section):
     study: str
     name: str
     """`trial-0007`, `promotion-0001`."""
-    kind: Literal["trial", "promotion"]
+    kind: Literal["trial", "promotion", "conversion"]
+    """`conversion`: no training of ours; its checkpoint was made from another framework's."""
     seed: int
     threads: PositiveInt
     device: str = "auto"

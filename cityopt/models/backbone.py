@@ -31,7 +31,8 @@ _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 
 class ResNet(nn.Module):
     """The stem and the four stages of a ResNet, without its classifier."""
 
-    def __init__(self, name: str, *, stem_channels: int, norm: Norm) -> None:
+    def __init__(self, name: str, *, stem_channels: int, norm: Norm, early_stride: bool = False) -> None:
+        """Build it with random values; `early_stride` as in `Backbone`."""
         super().__init__()
         build_norm = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
         block = BasicBlock if name == "resnet18" else Bottleneck
@@ -41,6 +42,8 @@ class ResNet(nn.Module):
         channels = stem_channels
         for stage, count in enumerate(_BLOCKS[name]):
             layer = _build_stage(block, channels, stem_channels * 2**stage, count, 1 if stage == 0 else 2, build_norm)
+            if early_stride and stage:
+                _move_stride(layer[0])
             self.add_module(f"layer{stage + 1}", layer)
             channels = self.out_channels[stage]
         for module in self.modules():
@@ -62,7 +65,16 @@ class ResNet(nn.Module):
 class Backbone(nn.Module):
     """ResNet + FPN with the first `freeze_depth` stages of the ResNet frozen."""
 
-    def __init__(self, name: str, *, stem_channels: int, fpn_channels: int, freeze_depth: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        stem_channels: int,
+        fpn_channels: int,
+        freeze_depth: int,
+        norm: Norm,
+        early_stride: bool = False,
+    ) -> None:
         """Build it with random values.
 
         Args:
@@ -71,9 +83,11 @@ class Backbone(nn.Module):
             fpn_channels: Width of all pyramid levels.
             freeze_depth: Frozen stages in 0..5 from the input: 1 the stem, 5 the whole ResNet, never the FPN.
             norm: `frozen` for pretrained weights, `batch` for random values.
+            early_stride: Stages halve the resolution in their first 1 x 1 convolution, as in the original ResNet and
+                detectron2's, and not in the 3 x 3 one after it. For bottlenecks only.
         """
         super().__init__()
-        self.body = ResNet(name, stem_channels=stem_channels, norm=norm)
+        self.body = ResNet(name, stem_channels=stem_channels, norm=norm, early_stride=early_stride)
         self.fpn = FeaturePyramidNetwork(self.body.out_channels, fpn_channels, extra_blocks=LastLevelMaxPool())
         self.freeze_depth = freeze_depth
         for module in self._frozen_modules():
@@ -127,3 +141,11 @@ def _build_stage(
         shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride=stride, bias=False), norm(width))
     first = block(channels, planes, stride, shortcut, norm_layer=norm)
     return nn.Sequential(first, *(block(width, planes, norm_layer=norm) for _ in range(count - 1)))
+
+
+def _move_stride(block: nn.Module) -> None:
+    """Let a bottleneck halve the resolution in its first convolution."""
+    for name, stride in (("conv1", 2), ("conv2", 1)):
+        convolution = block.get_submodule(name)
+        if isinstance(convolution, nn.Conv2d):
+            convolution.stride = (stride, stride)

@@ -25,13 +25,15 @@ from cityopt.models.segmentation_model import InstanceModel, Target
 logger = logging.getLogger(__name__)
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+IMAGE_STD = {"torchvision": (0.229, 0.224, 0.225), "detectron2": (1 / 255, 1 / 255, 1 / 255)}
+"""By flavour: detectron2 takes the same mean from pixels in 0..255 and divides by nothing."""
 _PAD_PX = 32
 
 
 class MaskRCNN(InstanceModel):
-    """Mask R-CNN with an FPN, for the eight thing classes."""
+    """Mask R-CNN with an FPN, for the eight thing classes (or COCO's)."""
 
+    heads: type[RoiHeads] = RoiHeads
     mean: Tensor
     std: Tensor
 
@@ -44,15 +46,16 @@ class MaskRCNN(InstanceModel):
             fpn_channels=config.fpn_channels,
             freeze_depth=config.freeze_depth,
             norm=norm,
+            early_stride=config.flavour == "detectron2",
         )
         self.rpn = RegionProposals(config)
-        self.roi_heads = RoiHeads(config)
+        self.roi_heads = self.heads(config)
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD[config.flavour]).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return `objectness`, `rpn_box`, `classifier`, `box` and `mask`; see `SegmentationModel.loss`."""
+        """Return `objectness`, `rpn_box` and the terms of the heads; see `SegmentationModel.loss`."""
         features, sizes = self._extract(images)
         logits, offsets, anchors = self.rpn(features)
         proposals = self.rpn.propose(logits, offsets, anchors, sizes)

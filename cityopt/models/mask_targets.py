@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cityopt.models.points import weigh_neighbours
 from cityopt.models.roi_align import weigh_cells
 
 _SMALLEST_CROP_PX = 32
@@ -35,9 +36,7 @@ def sample_masks(maps: Sequence[Tensor], images: Tensor, instances: Tensor, boxe
         `(R, M, M)` float32 in [0, 1]; empty for R = 0.
     """
     out = torch.zeros(len(boxes), side, side, device=boxes.device)
-    flat, shape = torch.cat([m.flatten() for m in maps]), torch.tensor([m.shape for m in maps])
-    start = torch.cat([torch.zeros(1, dtype=torch.int64), shape.prod(dim=1).cumsum(0)[:-1]])
-    shape, start = shape.to(boxes.device), start.to(boxes.device)
+    flat, shape, start = _join_maps(maps)
     longest = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1).tolist() if len(boxes) else []
     for crop, rows in _group_by_size(longest).items():
         for chunk in torch.split(torch.tensor(rows, device=boxes.device), max(1, _ELEMENTS_AT_ONCE // crop**2)):
@@ -55,6 +54,33 @@ def sample_masks(maps: Sequence[Tensor], images: Tensor, instances: Tensor, boxe
             with torch.autocast(boxes.device.type, enabled=False):
                 out[chunk] = weights_y @ mask_RSS @ weights_x.transpose(1, 2)
     return out
+
+
+def sample_labels(maps: Sequence[Tensor], images: Tensor, instances: Tensor, positions: Tensor) -> Tensor:
+    """Return how much of an instance is at positions: its mask, interpolated between pixel centres.
+
+    Args:
+        maps: As in `sample_masks`.
+        images: `(R,)` int64, the image of each box.
+        instances: `(R,)` int64, the instance of each box, from 0.
+        positions: `(R, P, 2)` float32 px in the image.
+
+    Returns:
+        `(R, P)` float32 in [0, 1]; the mask is 0 outside the image.
+    """
+    flat, shape, start = _join_maps(maps)
+    per_point = torch.arange(len(images), device=images.device)[:, None].expand(positions.shape[:2]).flatten()
+    height, width = shape[images].unbind(dim=1)
+    index, weight = weigh_neighbours(positions.flatten(0, 1), height[per_point], width[per_point])
+    shown = flat[index + start[images][per_point][:, None]] == (instances[per_point] + 1)[:, None]
+    return (weight * shown).sum(dim=1).reshape(positions.shape[:2])
+
+
+def _join_maps(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pixels of all maps one after another, each map's `(B, 2)` height and width, and where it begins."""
+    flat, shape = torch.cat([m.flatten() for m in maps]), torch.tensor([m.shape for m in maps])
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), shape.prod(dim=1).cumsum(0)[:-1]])
+    return flat, shape.to(flat.device), start.to(flat.device)
 
 
 def _group_by_size(longest: Sequence[float]) -> dict[int, list[int]]:

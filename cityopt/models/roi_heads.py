@@ -3,7 +3,7 @@
 The second half of Mask R-CNN. Regions are cut out of the pyramid level that suits their size by
 aligned RoIAlign with an adaptive number of samples, as detectron2 does it.
 
-Shapes: R regions of all images of a batch together, C pyramid channels, K = 9 classes with background 0.
+Shapes: R regions of all images of a batch together, C pyramid channels, K classes with background 0: 9 for Cityscapes.
 
 Source: He et al., Mask R-CNN (1703.06870), section 3; Lin et al., FPN (1612.03144), section 4.2.
 """
@@ -28,8 +28,9 @@ from cityopt.models.roi_align import cut_map
 from cityopt.models.segmentation_model import Target
 
 NUM_CLASSES = len(THING_NAMES) + 1
-"""The thing classes and the background, which is class 0."""
-_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Cityscapes' thing classes and the background, which is class 0."""
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""How the box head's offsets are scaled."""
 _BOX_SIDE, _MASK_SIDE = 7, 14
 _MIN_SIDE_PX = 1e-2
 
@@ -44,6 +45,11 @@ class Regions:
     instances: Tensor
     wanted: Tensor
 
+    def select(self, rows: Tensor) -> "Regions":
+        """Return some of the regions."""
+        columns = (self.boxes, self.images, self.classes, self.instances, self.wanted)
+        return Regions(*(column[rows] for column in columns))
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -55,25 +61,35 @@ class Detections:
 
 
 class RoiHeads(nn.Module):
-    """The box head and the mask head."""
+    """The box head and the mask head. Families with another mask head override what is named after masks."""
+
+    output_side = 2 * _MASK_SIDE
+    """Cells per side of a found mask."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        channels, width = config.fpn_channels, config.mask_head_channels
-        self.box_head = TwoMLPHead(channels * _BOX_SIDE**2, config.box_head_channels)
-        self.box_predictor = FastRCNNPredictor(config.box_head_channels, NUM_CLASSES)
-        self.mask_head = MaskRCNNHeads(channels, [width] * config.mask_head_layers, 1)
-        self.mask_predictor = MaskRCNNPredictor(width, width, NUM_CLASSES)
+        self.box_head = TwoMLPHead(config.fpn_channels * _BOX_SIDE**2, config.box_head_channels)
+        self.box_predictor = FastRCNNPredictor(config.box_head_channels, config.num_classes + 1)
         self.num_samples, self.num_detections = config.roi_samples, config.num_detections
         self.score_threshold = config.score_threshold
+        mask_outputs = self.build_mask_head(config)
         _start_values(self.box_head, self.box_predictor)
-        nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
-        nn.init.zeros_(self.mask_predictor.mask_fcn_logits.bias)
+        for weight, bias in mask_outputs:
+            nn.init.normal_(weight, std=0.001)
+            nn.init.zeros_(bias)
+
+    def build_mask_head(self, config: ModelConfig) -> list[tuple[Tensor, Tensor]]:
+        """Add the modules that segment; return weight and bias of each layer that says something, nothing at first."""
+        width = config.mask_head_channels
+        self.mask_head: nn.Module = MaskRCNNHeads(config.fpn_channels, [width] * config.mask_head_layers, 1)
+        self.mask_predictor = MaskRCNNPredictor(width, width, config.num_classes + 1)
+        output = self.mask_predictor.mask_fcn_logits
+        return [(output.weight, output.bias)]
 
     def loss(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
-        """Return `classifier`, `box` and `mask` over the sampled regions of all images."""
+        """Return `classifier`, `box` and the terms of the mask head over the sampled regions of all images."""
         regions = self._sample(proposals, targets)
         logits, offsets = self._classify(features, regions.boxes, regions.images)
         shown = regions.classes > 0
@@ -81,7 +97,8 @@ class RoiHeads(nn.Module):
         offset_RK4 = offsets.reshape(len(offsets), -1, 4)[shown, regions.classes[shown]]
         box = F.smooth_l1_loss(offset_RK4, regions.wanted[shown], beta=1 / 9, reduction="sum") / num_regions
         classifier = F.cross_entropy(logits, regions.classes, reduction="sum") / num_regions
-        return {"classifier": classifier, "box": box, "mask": self._mask_loss(features, regions, shown, targets)}
+        masks = self.mask_losses(features, regions.select(shown), offset_RK4.detach(), targets)
+        return {"classifier": classifier, "box": box, **masks}
 
     @torch.no_grad()
     def detect(
@@ -91,7 +108,7 @@ class RoiHeads(nn.Module):
         boxes, images = _join(proposals)
         logits, offsets = self._classify(features, boxes, images)
         score_RK = logits.softmax(dim=1)
-        box_RK4 = decode_boxes(offsets.reshape(len(offsets), -1, 4), boxes[:, None], _WEIGHTS)
+        box_RK4 = decode_boxes(offsets.reshape(len(offsets), -1, 4), boxes[:, None], BOX_WEIGHTS)
         counts = [len(p) for p in proposals]
         return [
             self._select(clip_boxes(box, size), score)
@@ -103,9 +120,9 @@ class RoiHeads(nn.Module):
         """Return per image the mask probabilities `(N, M, M)` of its detections."""
         boxes, images = _join([d.boxes for d in detections])
         if not len(boxes):
-            return [boxes.new_zeros(0, 2 * _MASK_SIDE, 2 * _MASK_SIDE) for _ in detections]
+            return [boxes.new_zeros(0, self.output_side, self.output_side) for _ in detections]
         classes = torch.cat([d.classes for d in detections])
-        logits = self._segment(features, boxes, images, classes)
+        logits = self.segment(features, boxes, images, classes)
         return list(torch.split(logits.sigmoid(), [len(d.boxes) for d in detections]))
 
     @torch.no_grad()
@@ -120,25 +137,29 @@ class RoiHeads(nn.Module):
             kept, none = boxes[row], torch.zeros_like(negative)
             wanted = torch.zeros_like(kept)
             if len(positive):
-                wanted[: len(positive)] = encode_boxes(truth[instance], kept[: len(positive)], _WEIGHTS)
+                wanted[: len(positive)] = encode_boxes(truth[instance], kept[: len(positive)], BOX_WEIGHTS)
             shown = torch.cat([classes[instance], none])
             parts.append((kept, torch.full_like(row, image), shown, torch.cat([instance, none]), wanted))
         return Regions(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _mask_loss(
-        self, features: Sequence[Tensor], regions: Regions, shown: Tensor, targets: Sequence[Target]
-    ) -> Tensor:
-        boxes, images = regions.boxes[shown], regions.images[shown]
-        logits = self._segment(features, boxes, images, regions.classes[shown])
+    def mask_losses(
+        self, features: Sequence[Tensor], regions: Regions, offsets: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Return the terms of the mask head over the regions that show an object.
+
+        `offsets (R, 4)` is where the box head moves them, without gradient.
+        """
+        logits = self.segment(features, regions.boxes, regions.images, regions.classes)
         maps = [target["instance_map"] for target in targets]
-        wanted = sample_masks(maps, images, regions.instances[shown], boxes, side=logits.shape[-1])
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(1, logits.numel())
+        wanted = sample_masks(maps, regions.images, regions.instances, regions.boxes, side=logits.shape[-1])
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(1, logits.numel())
+        return {"mask": loss}
 
     def _classify(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, offsets = self.box_predictor(self.box_head(cut_regions(features, boxes, images, _BOX_SIDE)))
         return logits.float(), offsets.float()
 
-    def _segment(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, classes: Tensor) -> Tensor:
+    def segment(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, classes: Tensor) -> Tensor:
         """Return the logits `(R, M, M)` of one class per region.
 
         The predictor is a 2 x 2 deconvolution of stride 2 and a 1 x 1 convolution. Neither looks at its

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import torch
@@ -40,6 +41,8 @@ _CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
     "roi_heads.mask_predictor.mask_fcn_logits.",
+    "roi_heads.mask_head.coarse_head.prediction.",
+    "roi_heads.mask_head.point_head.",
 )
 _ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")
 _OLD_NAMES = (
@@ -79,7 +82,9 @@ def load_pretrained(network: nn.Module, model: ModelConfig) -> None:
     if model.task == "semantic":
         load_encoder(network, read_state(path), origin=str(path))
         return
-    state = rename_state(read_state(path))
+    content = read_file(path)
+    _check_flavour(content, model, path)
+    state = rename_state(find_state(content, path))
     if model.weights == "coco":
         state = fold_epsilon(state)
     fit_state(network, state, origin=str(path))
@@ -96,9 +101,10 @@ def find_url(model: ModelConfig) -> str | None:
                 f"`model.weights: coco` is for instance models, but got `model.family: {model.family}`. "
                 "Use `imagenet`, `none`, or the path of a checkpoint."
             )
-        if model.backbone != "resnet50":
+        if (model.family, model.backbone) != ("mask_rcnn", "resnet50"):
             raise WeightsError(
-                f"`model.weights: coco` exists for `model.backbone: resnet50` alone, but got {model.backbone!r}. "
+                "`model.weights: coco` exists for `model.family: mask_rcnn` with `model.backbone: resnet50` alone, "
+                f"but got {model.family!r} with {model.backbone!r}. "
                 "Use `imagenet`, `none`, or the path of a checkpoint."
             )
         return str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url)
@@ -177,13 +183,22 @@ def read_state(path: Path) -> State:
 
     Raises WeightsError: a file that is broken, or holds something else.
     """
+    return find_state(read_file(path), path)
+
+
+def read_file(path: Path) -> Any:
+    """Return what a file of `torch.save` holds, numbers and text alone. Raises WeightsError: it is broken."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever rubbish makes it stumble on
         raise WeightsError(
             f"{path} must be a file of weights that `torch.load(weights_only=True)` reads, but: {error}. "
-            "If a download was cut short, delete the file."
+            "If a download was cut short, delete the file. If detectron2 made it, use `cityopt weights convert`."
         ) from error
+
+
+def find_state(content: Any, path: Path) -> State:
+    """Return the named tensors of a file's content. Raises WeightsError: it holds something else."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -258,7 +273,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) 
     network.load_state_dict(dict(state))
 
 
-def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+def list_misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return a line for each tensor that is missing, unknown or of another shape than wanted; long lists are cut."""
     problems = [
         *_list_keys("missing", wanted.keys() - state.keys()),
         *_list_keys("unknown", state.keys() - wanted.keys()),
@@ -270,6 +286,23 @@ def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
     ]
     if len(problems) > _LONGEST_LIST:
         problems[_LONGEST_LIST:] = [f"  … and {len(problems) - _LONGEST_LIST} more"]
+    return problems
+
+
+def _check_flavour(content: Any, model: ModelConfig, path: Path) -> None:
+    """Refuse a checkpoint of another flavour: its tensors would fit, and mean something else."""
+    config = content.get("config") if isinstance(content, dict) else None
+    settings = config.get("model") if isinstance(config, dict) else None
+    found = settings.get("flavour", "torchvision") if isinstance(settings, dict) else model.flavour
+    if found != model.flavour:
+        raise WeightsError(
+            f"`model.flavour` must be {found!r}, that of the weights {path}, but got {model.flavour!r}. "
+            f"Use `--set model.flavour={found}`."
+        )
+
+
+def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    problems = list_misfits(wanted, state)
     if problems:
         raise WeightsError(
             f"the tensors of {origin} must fit the network of `model`, but these do not:\n"

@@ -175,3 +175,19 @@ def print_prediction(console: Console, summary: "PredictSummary", out: Path) -> 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def print_conversion(console: Console, found: dict[str, Any]) -> None:
+    """Print what a file of weights turned out to be, and how to use what was made of it."""
+    rows = {
+        "found": f"{found['family']} with {found['backbone']}, {found['classes']} classes, {found['framework']}",
+        "weights": f"{found['num_tensors']} tensors, {found['num_parameters'] / 1e6:.1f} million numbers",
+        "anchors": found["anchors"],
+        "left out": ", ".join(dict.fromkeys(name.rstrip(".0123456789") for name in found["dropped"])) or "nothing",
+        "licence": f"{found['licence']}: the checkpoint says so, and so must whoever passes it on",
+        "checkpoint": found["checkpoint"],
+    }
+    table = Table(title=found["source"], title_justify="left", title_style="bold", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

@@ -7,8 +7,8 @@ the console was made.
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,18 @@ from cityopt.search.observer import Observer, Standing, TrialState
 def open_observer(console: Console) -> "PlainObserver":
     """Return live bars when the console is a terminal, plain lines otherwise."""
     return LiveObserver(console) if console.is_terminal else PlainObserver(console)
+
+
+@contextmanager
+def wait_for_ui(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show that MLflow is on its way; what comes back is told its address and shows that."""
+    with console.status("waiting for MLflow …") as waiting:
+
+        def show(address: str) -> None:
+            waiting.stop()
+            console.print(f"MLflow answers at {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+
+        yield show
 
 
 class PlainObserver(Observer):

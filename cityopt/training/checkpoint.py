@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cityopt.config import RunConfig
@@ -73,10 +73,33 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    _write(path, content, may_replace)
+
+
+def save_converted(path: Path, *, model: Mapping[str, Tensor], config: RunConfig, origin: Mapping[str, str]) -> None:
+    """Write the checkpoint of a network that was not trained here: `origin` says where it is from, and its licence.
+
+    Raises TrainingError as `save_checkpoint`.
+    """
+    content = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "environment": {},
+        "state": asdict(TrainingState()),
+        "rng": {},
+        "model": dict(model),
+        "optimizer": {},
+        "origin": dict(origin),
+    }
+    _write(path, content)
+
+
+def _write(path: Path, content: Mapping[str, Any], may_replace: Callable[[], None] = lambda: None) -> None:
+    """Write a checkpoint whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
         may_replace()
@@ -93,7 +116,8 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Returns the keys `config` (plain data), `environment`, `state` (TrainingState), `rng`, `model`, `optimizer`.
+    Returns the keys `config` (plain data), `environment`, `state` (TrainingState), `rng`, `model`, `optimizer`, and
+    for a converted one `origin`.
 
     Raises WeightsError: no such file, truncated, or not a checkpoint of cityopt.
     """

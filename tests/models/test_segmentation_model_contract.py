@@ -12,7 +12,10 @@ from torch import Tensor
 from cityopt.config import ModelConfig
 from cityopt.models.build import SegmentationModel, build_model
 
-FAMILIES = {"mask_rcnn": SMALL}
+FAMILIES = {
+    "mask_rcnn": SMALL,
+    "point_rend": SMALL.model_copy(update={"family": "point_rend", "coarse_head_channels": 32}),
+}
 FROZEN_PREFIXES = ("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)
 
 
