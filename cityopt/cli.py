@@ -359,7 +359,9 @@ def data_synth(
 
 @weights_app.command("convert")
 def weights_convert(
-    file: Annotated[Path, typer.Argument(help="File of detectron2's model zoo (.pkl), or of a training with it (.pth).")],
+    file: Annotated[
+        Path, typer.Argument(help="File of detectron2's model zoo (.pkl), or of a training with it (.pth).")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint to write.")],
     as_json: JsonOption = False,
 ) -> None:

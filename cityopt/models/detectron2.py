@@ -92,7 +92,9 @@ class Conversion:
 
 def is_detectron2(names: Iterable[str]) -> bool:
     """Say whether tensors are named as detectron2 (or its ancestors) names them."""
-    return any(re.search(r"^(backbone\.(bottom_up|res\d|stem)|proposal_generator|res\d|stem\.|head\.cls_s)", n) for n in names)
+    return any(
+        re.search(r"^(backbone\.(bottom_up|res\d|stem)|proposal_generator|res\d|stem\.|head\.cls_s)", n) for n in names
+    )
 
 
 def convert_detectron2(tensors: Mapping[str, Tensor], *, origin: str) -> Conversion:
@@ -135,7 +137,7 @@ def _refuse_other_families(tensors: Mapping[str, Tensor], origin: str) -> None:
     if not any(name.startswith("roi_heads.mask_head.") for name in tensors):
         raise WeightsError(f"{origin} is Faster R-CNN or another network without a mask head. Supported: {SUPPORTED}.")
     grouped = tensors.get(f"{_BODY}res2.0.conv2.weight")
-    if grouped is not None and grouped.shape[0] != grouped.shape[1]:
+    if grouped is not None and grouped.ndim == 4 and grouped.shape[0] != grouped.shape[1]:
         raise WeightsError(f"{origin} has a ResNeXt backbone, which cityopt has not. Supported: {SUPPORTED}.")
     if any(re.search(r"\.conv2_offset\.|fpn_lateral\d\.norm\.|\.mask_fcn\d\.norm\.", name) for name in tensors):
         raise WeightsError(f"{origin} has deformable convolutions or group norms. Supported: {SUPPORTED}.")
@@ -171,12 +173,12 @@ def _rename(tensors: Mapping[str, Tensor]) -> tuple[State, list[str]]:
 def _turn_colours(state: State) -> State:
     """Let the first convolution read RGB."""
     key = "backbone.body.conv1.weight"
-    return {**state, key: state[key].flip(1).contiguous()} if key in state else state
+    return {**state, key: state[key].flip(1)} if key in state and state[key].ndim == 4 else state
 
 
 def _move_background(state: State) -> State:
     """Put the background first: its row of the classifier, and offsets and masks of it that nothing reads."""
-    moved = dict(state)
+    moved = {name: value.reshape(1) if value.ndim == 0 else value for name, value in state.items()}
     for kind in ("weight", "bias"):
         scores, offsets = f"{_HEADS}box_predictor.cls_score.{kind}", f"{_HEADS}box_predictor.bbox_pred.{kind}"
         masks = f"{_HEADS}mask_predictor.mask_fcn_logits.{kind}"
@@ -209,7 +211,7 @@ def _count_classes(tensors: Mapping[str, Tensor], is_point_rend: bool, origin: s
     """Return the number of classes on which all heads agree."""
     mask = "mask_head.point_head.predictor" if is_point_rend else "mask_head.predictor"
     rows = {
-        layer: len(tensors[f"{_HEADS}{layer}.bias"]) if f"{_HEADS}{layer}.bias" in tensors else None
+        layer: tensors[f"{_HEADS}{layer}.bias"].numel() if f"{_HEADS}{layer}.bias" in tensors else None
         for layer in ("box_predictor.cls_score", "box_predictor.bbox_pred", mask)
     }
     missing = [f"{_HEADS}{layer}.bias" for layer, count in rows.items() if count is None]
@@ -220,8 +222,8 @@ def _count_classes(tensors: Mapping[str, Tensor], is_point_rend: bool, origin: s
     if len(counts) != 1 or scores - 1 not in _CLASSES:
         raise WeightsError(
             f"the heads of {origin} must all know 80 classes (COCO) or 8 (Cityscapes), but the classifier knows "
-            f"{scores - 1}, the boxes {offsets / 4:g} and the masks {masks}. Other classes, and heads that ignore the class, "
-            "are not supported."
+            f"{scores - 1}, the boxes {offsets / 4:g} and the masks {masks}. Other classes, and heads that "
+            "ignore the class, are not supported."
         )
     return scores - 1
 

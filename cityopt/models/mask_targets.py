@@ -71,7 +71,9 @@ def sample_labels(maps: Sequence[Tensor], images: Tensor, instances: Tensor, pos
     flat, shape, start = _join_maps(maps)
     per_point = torch.arange(len(images), device=images.device)[:, None].expand(positions.shape[:2]).flatten()
     height, width = shape[images].unbind(dim=1)
-    index, weight = weigh_neighbours(positions.flatten(0, 1), height[per_point], width[per_point])
+    size = torch.stack([width, height], dim=1).float()[:, None]
+    rounded = (2 * (positions / size) - 1 + 1) * (size / 2)  # as `grid_sample` rounds: labels equal detectron2's
+    index, weight = weigh_neighbours(rounded.flatten(0, 1), height[per_point], width[per_point])
     shown = flat[index + start[images][per_point][:, None]] == (instances[per_point] + 1)[:, None]
     return (weight * shown).sum(dim=1).reshape(positions.shape[:2])
 

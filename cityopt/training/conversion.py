@@ -92,7 +92,9 @@ def read_tensors(source: Path) -> State:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise WeightsError(f"{source} must hold a dict of named arrays, or one under `model`, but holds something else.")
+        raise WeightsError(
+            f"{source} must hold a dict of named arrays, or one under `model`, but holds something else."
+        )
     return {str(name): _as_tensor(array, str(name), source) for name, array in content.items()}
 
 

@@ -18,13 +18,13 @@ AUTHOR = "synthetic weights in the layout of the detectron2 model zoo"
 
 # ---- calibration constants: plain numbers, valid for all seeds -----------------------------
 # A filter's weights have standard deviation gain / sqrt(fan_in).
-GAIN_STEM = 0.03         # input is 0..255 BGR minus the mean, never divided by a deviation
-GAIN_CONV = 1.7          # centred filter on rectified input
-BRANCH = 0.22            # share of a residual branch; small values keep rounding errors small
+GAIN_STEM = 0.03  # input is 0..255 BGR minus the mean, never divided by a deviation
+GAIN_CONV = 1.7  # centred filter on rectified input
+BRANCH = 0.22  # share of a residual branch; small values keep rounding errors small
 GAIN_LATERAL = 0.8
 GAIN_FPN_OUT = {2: 0.5, 3: 0.7, 4: 0.9, 5: 1.1}  # coarser levels speak up
-GAIN_LINEAR_IN = 1.4     # first layer of a head, reads FPN features
-GAIN_HEAD = 1.7          # later layers of a head, read rectified values
+GAIN_LINEAR_IN = 1.4  # first layer of a head, reads FPN features
+GAIN_HEAD = 1.7  # later layers of a head, read rectified values
 GAIN_OBJECTNESS = 2.4
 GAIN_ANCHOR_DELTAS = 0.36
 GAIN_CLS_SCORE = 4.0
@@ -94,7 +94,7 @@ def backbone(b):
     c_in = 64
     for stage, (blocks, mid) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=2):
         for i in range(blocks):
-            q = "%sres%d.%d." % (p, stage, i)
+            q = f"{p}res{stage}.{i}."
             c_out = 4 * mid
             if i == 0:
                 b.conv_bn(q + "shortcut", (c_out, c_in, 1, 1), GAIN_CONV, 1.0)
@@ -103,8 +103,8 @@ def backbone(b):
             b.conv_bn(q + "conv3", (c_out, mid, 1, 1), GAIN_CONV, BRANCH)
             c_in = c_out
     for level, c in ((2, 256), (3, 512), (4, 1024), (5, 2048)):
-        b.layer("backbone.fpn_lateral%d" % level, (256, c, 1, 1), GAIN_LATERAL, True, 0.1)
-        b.layer("backbone.fpn_output%d" % level, (256, 256, 3, 3), GAIN_FPN_OUT[level], False, 0.1)
+        b.layer(f"backbone.fpn_lateral{level}", (256, c, 1, 1), GAIN_LATERAL, True, 0.1)
+        b.layer(f"backbone.fpn_output{level}", (256, 256, 3, 3), GAIN_FPN_OUT[level], False, 0.1)
 
 
 def proposals(b):
@@ -118,7 +118,7 @@ def proposals(b):
         w = np.sqrt(size * size / ratios)
         h = ratios * w
         a = np.stack([-w / 2, -h / 2, w / 2, h / 2], axis=1)
-        b.model["proposal_generator.anchor_generator.cell_anchors.%d" % i] = a.astype(np.float32)
+        b.model[f"proposal_generator.anchor_generator.cell_anchors.{i}"] = a.astype(np.float32)
 
 
 def box_head(b, k):
@@ -135,7 +135,7 @@ def mask_head(b, k):
     p = "roi_heads.mask_head."
     b.layer(p + "mask_fcn1", (256, 256, 3, 3), GAIN_LINEAR_IN, False, 0.1)
     for i in (2, 3, 4):
-        b.layer(p + "mask_fcn%d" % i, (256, 256, 3, 3), GAIN_HEAD, True, 0.1)
+        b.layer(p + f"mask_fcn{i}", (256, 256, 3, 3), GAIN_HEAD, True, 0.1)
     d = p + "deconv"  # (in, out, 2, 2): mostly common to the four places, else masks are a chequer
     same = weight(d + ".weight/same", (256, 256, 1, 1), b.seed, GAIN_HEAD, True, (0,))
     own = weight(d + ".weight/own", (256, 256, 2, 2), b.seed, GAIN_HEAD, True, (0,))
@@ -147,7 +147,7 @@ def mask_head(b, k):
 def point_rend_head(b, k, old):
     coarse = "roi_heads.mask_coarse_head." if old else "roi_heads.mask_head.coarse_head."
     point = "roi_heads.mask_point_head." if old else "roi_heads.mask_head.point_head."
-    fc = "coarse_mask_fc%d" if old else "fc%d"
+    fc = "coarse_mask_fc" if old else "fc"
     head = Builder(b.seed)  # drawn under the current names, so --old-names changes no value
     p = "roi_heads.mask_head.coarse_head."
     head.layer(p + "reduce_spatial_dim_conv", (256, 256, 2, 2), GAIN_LINEAR_IN, False, 0.1)
@@ -156,7 +156,7 @@ def point_rend_head(b, k, old):
     head.layer(p + "prediction", (k * 49, 1024), GAIN_COARSE_PRED, True, 0.2)
     q = "roi_heads.mask_head.point_head."
     for i in (1, 2, 3, 4):  # the fourth is the predictor
-        name = q + ("fc%d" % i if i < 4 else "predictor")
+        name = q + (f"fc{i}" if i < 4 else "predictor")
         n = 256 if i < 4 else k
         gain = (GAIN_POINT_FINE, GAIN_HEAD, GAIN_HEAD, GAIN_POINT_PRED)[i - 1]
         fine = weight(name + ".weight/fine", (n, 256, 1), b.seed, gain, i > 1)
@@ -165,12 +165,12 @@ def point_rend_head(b, k, old):
         head.model[name + ".bias"] = between(name + ".bias", (n,), b.seed, -0.1, 0.1)
     for name, value in head.model.items():
         if name.startswith(p):
-            rest = name[len(p):]
+            rest = name[len(p) :]
             if rest.startswith("fc"):
-                rest = fc % int(rest[2]) + rest[3:]
+                rest = fc + rest[2:]
             name = coarse + rest
         else:
-            name = point + name[len(q):]
+            name = point + name[len(q) :]
         b.model[name] = value
 
 

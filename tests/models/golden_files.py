@@ -17,14 +17,23 @@ TRIMMED = Path(__file__).parent / "golden" / "trimmed.npz"
 KINDS = ("mask_rcnn", "point_rend")
 FOLDER = os.environ.get("CITYOPT_GOLDEN_DIR")
 
-_DROPPED = ("meta", "p2_stats", "p3_stats", "p4_stats", "p5_stats", "p6_stats", "iso_mask_probs224_u16", "iso_mask224_index")
+_DROPPED = (
+    "meta",
+    "p2_stats",
+    "p3_stats",
+    "p4_stats",
+    "p5_stats",
+    "p6_stats",
+    "iso_mask_probs224_u16",
+    "iso_mask224_index",
+)
 _ROWS = {
     "mask_probs": 8,
     "mask_probs224_u16": 2,
     "coarse_logits": 10,
     "points": 10,
     "point_logits": 10,
-    "grid28_logits": 6,
+    "grid28_logits": 5,
     "iso_pool7_sample": 10,
     "iso_pool14_sample": 4,
     "iso_mask_logits": 6,
@@ -60,7 +69,9 @@ class Golden:
     @property
     def images(self) -> list[str]:
         """The images' prefixes, such as `im2`."""
-        return sorted(name.removesuffix("_image") for name in self.arrays if name.startswith("im") and name.endswith("_image"))
+        return sorted(
+            name.removesuffix("_image") for name in self.arrays if name.startswith("im") and name.endswith("_image")
+        )
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +102,9 @@ def _scene(all_scenes: dict[tuple[str, str], Scene], request: pytest.FixtureRequ
 
 on_each_image = pytest.mark.parametrize("scene", SCENES, indirect=True, ids="-".join)
 on_point_rend = pytest.mark.parametrize("scene", POINT_SCENES, indirect=True, ids="-".join)
-on_mask_rcnn = pytest.mark.parametrize("scene", [s for s in SCENES if s not in POINT_SCENES], indirect=True, ids="-".join)
+on_mask_rcnn = pytest.mark.parametrize(
+    "scene", [s for s in SCENES if s not in POINT_SCENES], indirect=True, ids="-".join
+)
 on_each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -113,7 +114,9 @@ def measure_difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def check_background_first(logits: Tensor, deltas: Tensor, wanted_logits: Tensor, wanted_deltas: Tensor, limit: float) -> None:
+def check_background_first(
+    logits: Tensor, deltas: Tensor, wanted_logits: Tensor, wanted_deltas: Tensor, limit: float
+) -> None:
     assert measure_difference(logits.roll(-1, dims=1), wanted_logits) < limit
     assert measure_difference(deltas[:, 4:], wanted_deltas) < limit
 
@@ -230,7 +233,9 @@ def test_empty_image_has_nothing_in_it(networks: dict[str, MaskRCNN], kind: str)
 def _drawn() -> list[Tensor]:
     """Features without an image."""
     return [
-        torch.from_numpy((np.random.RandomState(1000 + level).random_sample((1, 256, *shape)) * 4 - 2).astype(np.float32))
+        torch.from_numpy(
+            (np.random.RandomState(1000 + level).random_sample((1, 256, *shape)) * 4 - 2).astype(np.float32)
+        )
         for level, shape in enumerate(ISO_SHAPES)
     ]
 
@@ -264,7 +269,9 @@ def test_mask_head_agrees_on_drawn_features(networks: dict[str, MaskRCNN], drawn
             found = cut_regions(drawn, boxes, zeros, 14)[:, ::32]
         else:
             with torch.no_grad():
-                found = network.roi_heads.segment(drawn, boxes, zeros, torch.from_numpy(golden["iso_classes"])[rows].long() + 1)
+                found = network.roi_heads.segment(
+                    drawn, boxes, zeros, torch.from_numpy(golden["iso_classes"])[rows].long() + 1
+                )
         assert measure_difference(found, torch.from_numpy(golden[name])) < 3e-5, count
 
 
@@ -350,13 +357,17 @@ def _truth() -> list[Tensor]:
     return [torch.from_numpy(mask.astype(np.int32)) for mask in masks]
 
 
-def test_mask_targets_and_loss_agree(networks: dict[str, MaskRCNN], drawn: list[Tensor], objects: Regions, truth: list[Tensor]) -> None:
+def test_mask_targets_and_loss_agree(
+    networks: dict[str, MaskRCNN], drawn: list[Tensor], objects: Regions, truth: list[Tensor]
+) -> None:
     """detectron2 cuts its targets at one half; ours are soft, and equal when cut."""
     golden = read_golden("mask_rcnn")
     wanted = sample_masks(truth, objects.images, objects.instances, objects.boxes, side=28) >= 0.5
     np.testing.assert_array_equal(wanted.numpy(), golden["train_targets28"] > 0)
     with torch.no_grad():
-        logits = networks["mask_rcnn"].roi_heads.segment(drawn, objects.boxes, torch.zeros(8, dtype=torch.int64), objects.classes)
+        logits = networks["mask_rcnn"].roi_heads.segment(
+            drawn, objects.boxes, torch.zeros(8, dtype=torch.int64), objects.classes
+        )
     assert measure_difference(logits, torch.from_numpy(golden["train_mask_logits"])) < 3e-5
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted.float())
     assert float(loss) == pytest.approx(float(golden["train_loss_mask"]), abs=1e-4)

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from cityopt.models import mask_targets as subject
-from cityopt.models.mask_targets import sample_masks
+from cityopt.models.mask_targets import sample_labels, sample_masks
 
 
 def draw_case(count: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
@@ -53,3 +54,21 @@ def test_targets_are_empty_when_there_are_no_boxes() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     maps = [torch.zeros(8, 8, dtype=torch.int32)]
     assert sample_masks(maps, none, none, torch.zeros(0, 4), side=28).shape == (0, 28, 28)
+
+
+def test_labels_equal_grid_sample_of_the_binary_mask() -> None:
+    maps, images, instances, boxes = draw_case(40)
+    points = torch.rand(40, 30, 2, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.2  # some outside
+    positions = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+    labels = sample_labels(maps, images, instances, positions)
+    assert 0 < float((labels > 0).float().mean()) < 1
+    for row, label in enumerate(labels):
+        mask = (maps[images[row]] == instances[row] + 1).float()[None, None]
+        size = torch.tensor([mask.shape[3], mask.shape[2]])
+        expected = F.grid_sample(mask, (2 * positions[row] / size - 1)[None, None], align_corners=False)[0, 0, 0]
+        torch.testing.assert_close(label, expected, atol=1e-4, rtol=0)
+
+
+def test_labels_are_empty_when_there_is_no_box() -> None:
+    maps, images, instances, _ = draw_case(4)
+    assert sample_labels(maps, images[:0], instances[:0], torch.zeros(0, 7, 2)).shape == (0, 7)
