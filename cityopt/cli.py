@@ -6,6 +6,7 @@ Heavy imports (torch, optuna, mlflow) wait inside the verbs, so that `cityopt --
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,6 @@ import typer
 from cityopt.errors import CityoptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from cityopt.config import StudyConfig
@@ -392,12 +391,9 @@ def _open_console(*, quiet: bool = False) -> "Console":
     return Console(quiet=quiet, width=width)
 
 
-def _show(as_json: bool, document: Any, show: "Callable[[], None]") -> None:
+def _show(as_json: bool, document: Any, show: Callable[[], None]) -> None:
     """Print a document as JSON, or else as people read it."""
-    if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        show()
+    print(json.dumps(document, indent=2, allow_nan=False)) if as_json else show()
 
 
 if __name__ == "__main__":

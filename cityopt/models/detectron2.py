@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cityopt.config import ModelConfig
+from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.errors import WeightsError
-from cityopt.models.boxes import DEFAULT_RATIOS, DEFAULT_SIZES, build_cells
+from cityopt.models.boxes import build_cells
 from cityopt.models.mask_rcnn import IMAGE_MEAN
 from cityopt.models.weights import State
 from cityopt.settings import validate
@@ -236,7 +236,7 @@ def _describe_anchors(tensors: Mapping[str, Tensor], origin: str) -> dict[str, A
         return {"anchors": "default"}
     if len(cells) != 5 or len({len(level) for level in cells}) != 1:
         raise WeightsError(f"the anchors of {origin} must be a table of equal length for each of P2 … P6.")
-    found, usual = torch.stack(cells).float(), build_cells(DEFAULT_SIZES, DEFAULT_RATIOS)
+    found, usual = torch.stack(cells).float(), build_cells(DEFAULT_ANCHORS.sizes, DEFAULT_ANCHORS.ratios)
     if found.shape == usual.shape and torch.allclose(found, usual, atol=1e-3):
         return {"anchors": "default"}
     width, height = (found[..., 2:] - found[..., :2]).double().unbind(dim=-1)

@@ -26,6 +26,8 @@ BENCHES = {
     "semantic-confusion": ("semantic_confusion", "bench_semantic_confusion"),
     "coco-segm": ("coco_segm", "bench_coco_segm"),
     "cityscapes-ap": ("cityscapes_ap", "bench_cityscapes_ap"),
+    "point-rend": ("point_rend", "bench_point_rend"),
+    "paste": ("paste", "bench_paste"),
 }
 """Names, and the module and function of each; a module is imported when its turn comes."""
 

@@ -263,3 +263,23 @@ def test_files_that_hold_no_weights_are_refused_and_never_run(
     with pytest.raises(WeightsError, match=r"x\.pt"):
         read_state(path)
     assert capsys.readouterr().out == ""
+
+
+def test_weights_of_another_flavour_are_refused(tmp_path: Path) -> None:
+    """Their tensors would fit, and mean something else."""
+    config = {"model": {"flavour": "detectron2"}}
+    torch.save({"config": config, "model": build_model(SMALL).state_dict()}, tmp_path / "theirs.pt")
+    with pytest.raises(WeightsError, match=r"--set model\.flavour=detectron2"):
+        build_model(SMALL.model_copy(update={"weights": str(tmp_path / "theirs.pt")}))
+
+
+def test_layers_of_point_rend_that_depend_on_the_classes_start_afresh_together(tmp_path: Path) -> None:
+    small = SMALL.model_copy(update={"family": "point_rend", "coarse_head_channels": 32})
+    coco = build_model(small.model_copy(update={"classes": "coco"})).state_dict()
+    torch.save(coco, tmp_path / "coco.pt")
+    found = build_model(small.model_copy(update={"weights": str(tmp_path / "coco.pt")})).state_dict()
+    head = "roi_heads.mask_head."
+    assert torch.equal(found[f"{head}coarse_head.fc1.weight"], coco[f"{head}coarse_head.fc1.weight"])
+    assert torch.equal(found["rpn.head.cls_logits.weight"], coco["rpn.head.cls_logits.weight"])
+    assert found[f"{head}point_head.fc1.weight"].shape == (16, 24, 1)
+    assert found[f"{head}coarse_head.prediction.bias"].shape == (8 * 49,)
