@@ -59,11 +59,12 @@ def weigh_cells(
     Returns:
         `(R, M, L)` float32; the weights of a cell sum to 1.
     """
-    cell_R = (high - low) / cells
+    begin_R = low - 0.5
+    cell_R = (high - 0.5 - begin_R) / cells  # this, and the order of sums below, round as torchvision's operator does
     count_R = cell_R.ceil().clamp(min=1)
     step_K = torch.arange(int(count_R.max()) if len(count_R) else 1, device=low.device)
-    grid_RMK = torch.arange(cells, device=low.device)[:, None] + ((step_K + 0.5) / count_R[:, None])[:, None]
-    position = low[:, None, None] - 0.5 + grid_RMK * cell_R[:, None, None]
+    first_RM = begin_R[:, None] + torch.arange(cells, device=low.device) * cell_R[:, None]
+    position = first_RM[:, :, None] + ((step_K + 0.5) * cell_R[:, None] / count_R[:, None])[:, None]
     position = position.clamp(min=0).minimum((limit - 1).expand_as(low)[:, None, None].to(position.dtype))
     if origin is not None:
         position = position - origin[:, None, None]
