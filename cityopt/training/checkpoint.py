@@ -148,3 +148,13 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
     except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path} does not fit this version of cityopt: {error}") from error
     return model.eval(), config
+
+
+def check_classes(config: RunConfig, origin: str) -> None:
+    """Refuse a network for other classes than Cityscapes', of which nothing here has names. Raises WeightsError."""
+    if config.model.classes != "cityscapes":
+        raise WeightsError(
+            f"{origin} must know Cityscapes' 8 classes, but knows the {config.model.num_classes} of "
+            f"{config.model.classes}. Fine-tune it: "
+            f"`--set model.weights=FILE --set model.flavour={config.model.flavour}`."
+        )

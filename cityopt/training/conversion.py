@@ -5,6 +5,7 @@ checkpoint as a training writes it, whose config rebuilds the network as its mak
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _describe_run(model: ModelConfig, source: Path) -> RunConfig:
         name=source.stem,
         kind="conversion",
         seed=0,
-        threads=1,
+        threads=os.cpu_count() or 1,
         cache="",
         data=DataConfig(),
         model=model,

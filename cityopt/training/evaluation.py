@@ -19,7 +19,7 @@ from cityopt.evaluation.full_resolution import judge_frames
 from cityopt.evaluation.protocols import Task, open_judges, parse_protocols
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
-from cityopt.training.checkpoint import load_model
+from cityopt.training.checkpoint import check_classes, load_model
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, and how many there are."""
@@ -96,6 +96,7 @@ def run_evaluation(
         check_export(export)
     chosen = resolve_device(device)
     network, config = load_model(resolve_checkpoint(store, model))
+    check_classes(config, model)
     names = choose_protocols(split, protocols, export, network.task)
     root = _open_root(data, config, store, on_progress)
     frames = index_split(root, split)

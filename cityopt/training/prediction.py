@@ -25,7 +25,7 @@ from cityopt.models.masks import Prediction
 from cityopt.models.segmentation_model import InstanceModel
 from cityopt.runtime import repeatable, resolve_device
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
-from cityopt.training.checkpoint import load_model
+from cityopt.training.checkpoint import check_classes, load_model
 from cityopt.training.dataset import OnCount
 from cityopt.training.prediction_folder import DETECTIONS, OVERLAYS, ModelFacts, OutFolder, PredictSummary
 
@@ -70,6 +70,7 @@ def run_prediction(
     folder = OutFolder(out, pictures)
     checkpoint = resolve_checkpoint(store, reference)
     model, config = load_model(checkpoint)
+    check_classes(config, reference)
     if not isinstance(model, InstanceModel):
         raise WeightsError(f"predict draws instances, but {reference} is a model for the task {model.task!r}.")
     facts = ModelFacts(reference, str(checkpoint.absolute()), config.data.size)

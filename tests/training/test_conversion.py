@@ -14,7 +14,7 @@ from cityopt.errors import WeightsError
 from cityopt.models.boxes import build_cells
 from cityopt.models.build import build_model
 from cityopt.models.detectron2 import convert_detectron2
-from cityopt.training.checkpoint import load_checkpoint
+from cityopt.training.checkpoint import check_classes, load_checkpoint, load_model
 from cityopt.training.conversion import convert_weights, read_tensors
 
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
@@ -142,6 +142,16 @@ def test_checkpoint_remembers_everything_and_tensors_travel_by_either_file(tmp_p
         {"model": {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}, "iteration": 3}, tmp_path / "m.pth"
     )
     assert read_tensors(tmp_path / "m.pth").keys() == arrays.keys()
+
+
+@pytest.mark.slow
+def test_network_for_coco_is_rebuilt_but_not_judged_on_cityscapes(tmp_path: Path) -> None:
+    convert_weights(write(tmp_path / "coco.pkl", invent("point_rend", classes=80)), tmp_path / "coco.pt")
+    network, config = load_model(tmp_path / "coco.pt")
+    assert config.model.num_classes == 80
+    assert network.state_dict()["roi_heads.box_predictor.cls_score.weight"].shape == (81, 1024)
+    with pytest.raises(WeightsError, match=r"8 classes, but knows the 80 of coco\. Fine-tune it"):
+        check_classes(config, "coco.pt")
 
 
 FAMILIES = {
