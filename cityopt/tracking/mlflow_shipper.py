@@ -152,7 +152,9 @@ class Shipper:
                 self._changed.wait_for(self._is_urgent, self._interval_s)
 
     def _is_urgent(self) -> bool:
-        return self._closing or any(run.ended and not run.num_failures for run in self._watched.values())
+        if self._closing or (self._studies and not self._problem):
+            return True
+        return any(run.ended and not run.num_failures for run in self._watched.values())
 
     def _look_for_runs(self, study: str) -> None:
         try:
