@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cityopt.dimension import Dimension, Scalar
+from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
 from cityopt.settings import Section, name_nearest, replace_settings, set_in_tree, validate
 
@@ -18,6 +18,8 @@ _SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.
 _PROMOTED_DATA = (*_SEARCHED_DATA, "data.size", "data.num_workers")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Task = Literal["instance", "semantic"]
+"""What a model makes of an image: masks of the eight thing classes, or a class for each pixel."""
 
 
 class SyntheticConfig(Section):
@@ -148,8 +150,8 @@ class ModelConfig(Section):
         return self
 
     @property
-    def task(self) -> Literal["instance", "semantic"]:
-        """What the family predicts: `instance` masks, or a `semantic` class per pixel."""
+    def task(self) -> Task:
+        """What the family predicts."""
         return "instance" if self.family in ("mask_rcnn", "point_rend") else "semantic"
 
     @property
@@ -264,7 +266,7 @@ class StudyConfig(Section):
             )
         if self.search.pruner.name != "none":
             _check_warmup(self)
-        _check_conditions(self.search.space)
+        check_conditions(self.search.space)
         _check_overrides(self)
         return self
 
@@ -322,15 +324,6 @@ def _check_warmup(study: StudyConfig) -> None:
             "`search.pruner.min_epochs` must lie beyond the warm-up (training.warmup_fraction x training.epochs = "
             f"{epochs:g}), where no score means anything yet, but got {min_epochs}"
         )
-
-
-def _check_conditions(space: Mapping[str, Dimension]) -> None:
-    """Check that conditions do not run in a circle: settle what depends on settled settings until nothing moves."""
-    settled: set[str] = set()
-    while ready := {key for key in space.keys() - settled if space[key].when.keys() <= settled}:
-        settled |= ready
-    if open_keys := sorted(space.keys() - settled):
-        raise ValueError(f"the conditions (`when`) of {', '.join(open_keys)} in `search.space` run in a circle")
 
 
 def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:

@@ -1,5 +1,6 @@
 """One dimension of a search space: the type, the range or the choices of a searched setting."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,3 +58,15 @@ class Dimension(Section):
         if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
             return False
         return self.low <= value <= self.high and (self.type == "float" or value == int(value))
+
+
+def check_conditions(space: Mapping[str, Dimension]) -> None:
+    """Check that conditions of a search space do not run in a circle.
+
+    Settles what depends on settled settings until nothing moves. Raises ValueError: something is left.
+    """
+    settled: set[str] = set()
+    while ready := {key for key in space.keys() - settled if space[key].when.keys() <= settled}:
+        settled |= ready
+    if open_keys := sorted(space.keys() - settled):
+        raise ValueError(f"the conditions (`when`) of {', '.join(open_keys)} in `search.space` run in a circle")

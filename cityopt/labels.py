@@ -65,6 +65,9 @@ BY_NAME: dict[str, Label] = {label.name: label for label in LABELS}
 CATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(label.category for label in LABELS))
 """The eight categories; a category's place is its official id, and 0 is void."""
 
+VOID = 255
+"""Training id of pixels that nothing is learned from."""
+
 EVALUATED_LABELS: tuple[Label, ...] = tuple(label for label in LABELS if not label.ignore_in_eval)
 """The 19 classes that the semantic protocol averages; pixels of the others, void and its like, do not count."""
 

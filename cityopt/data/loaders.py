@@ -8,7 +8,6 @@ Shapes: B images of a batch, H, W height and width in pixels, N instances of an 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cityopt.config import DataConfig
+from cityopt.config import DataConfig, Task
 from cityopt.data.augment import augment_sample
 from cityopt.data.cache import ImageCache
 from cityopt.data.targets import find_instances, find_train_ids
 from cityopt.runtime import derive_seed
 
-Task = Literal["instance", "semantic"]
 Target = dict[str, Tensor]
 """Of instances: `boxes_xyxy` (N, 4) float32 pixels, `classes` (N,) int64 in 1 … 8, `instance_map` (H, W) int32:
 i + 1 where i is. Semantic: `label_map` (H, W) uint8, training ids 0 … 18 or 255."""

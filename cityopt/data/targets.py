@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.labels import CLASS_OF_ID, LABELS
+from cityopt.labels import CLASS_OF_ID, LABELS, VOID
 
 _NUM_IDS = (max(CLASS_OF_ID) + 1) * 1000
 _CLASS_OF_ID = np.zeros(_NUM_IDS, dtype=np.int64)
@@ -25,14 +25,12 @@ for _id, _class in CLASS_OF_ID.items():
     _CLASS_OF_ID[_id * 1000 : (_id + 1) * 1000] = _class
 
 
-VOID = 255
-"""Training id of pixels that nothing is learned from."""
 _TRAIN_ID = np.full((max(label.id for label in LABELS) + 1) * 1000, VOID, dtype=np.uint8)
 """Training id of each value of a raster."""
 for _label in LABELS:
     if _label.id >= 0:
+        _TRAIN_ID[_label.id * 1000 : (_label.id + 1) * 1000] = _label.train_id
         _TRAIN_ID[_label.id] = _label.train_id
-        _TRAIN_ID[_label.id * 1000 : (_label.id + 1) * 1000] = _label.train_id if _label.id else VOID
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cityopt.config import Task
 from cityopt.data.cityscapes import Frame
 from cityopt.errors import StoreError
 from cityopt.evaluation.coco_ap import KINDS, CocoEvaluator, describe_results
-from cityopt.evaluation.protocols import Task
 from cityopt.evaluation.semantic import paint_prediction
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction, Rle, SemanticMap

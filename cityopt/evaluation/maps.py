@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cityopt.evaluation.drawing import DARK, HEADER_PX, TEXT_PX, WHITE, choose_panel_size
+from cityopt.evaluation.overlaps import IGNORED, find_label_ids
 from cityopt.evaluation.overlays import GAP_PX
-from cityopt.labels import LABELS, Label
+from cityopt.labels import EVALUATED_LABELS, LABELS, Label
 
 FILL = 0.6
 _SWATCH_PX = 12
 _PALETTE = np.array([label.color for label in LABELS if label.id >= 0], dtype=np.float64)
-_IGNORED = np.array([label.ignore_in_eval for label in LABELS if label.id >= 0])
-_EVALUATED = [label for label in LABELS if label.id >= 0 and not label.ignore_in_eval]
 
 
 def draw_maps(image: NDArray[np.uint8], label_ids: NDArray[np.uint8], raster: NDArray[Any] | None) -> Image.Image:
@@ -34,7 +33,7 @@ def draw_maps(image: NDArray[np.uint8], label_ids: NDArray[np.uint8], raster: ND
     panels = [_draw_panel(image, label_ids, "predicted classes")]
     truth = None
     if raster is not None:
-        truth = np.where(raster < 1000, raster, raster // 1000).astype(np.int64)
+        truth = find_label_ids(raster)
         panels.append(_draw_panel(image, truth, "ground truth"))
     width = sum(panel.width for panel in panels) + GAP_PX * (len(panels) - 1)
     legend = _draw_legend(label_ids, truth, width)
@@ -47,7 +46,7 @@ def draw_maps(image: NDArray[np.uint8], label_ids: NDArray[np.uint8], raster: ND
 
 def _draw_panel(image: NDArray[np.uint8], label_ids: NDArray[Any], title: str) -> Image.Image:
     colored = image * (1 - FILL) + _PALETTE[label_ids] * FILL
-    pixels = np.where(_IGNORED[label_ids][..., None], image * (1 - FILL), colored).astype(np.uint8)
+    pixels = np.where(IGNORED[label_ids][..., None], image * (1 - FILL), colored).astype(np.uint8)
     size = choose_panel_size(image.shape[0], image.shape[1])
     panel = Image.new("RGB", (size[0], size[1] + HEADER_PX), DARK)
     panel.paste(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), (0, HEADER_PX))
@@ -81,12 +80,12 @@ def _list_classes(label_ids: NDArray[Any], truth: NDArray[Any] | None) -> list[L
     shown = label_ids if truth is None else truth
     pixels = np.bincount(shown.ravel(), minlength=len(_PALETTE))
     present = pixels + np.bincount(label_ids.ravel(), minlength=len(_PALETTE))
-    return sorted((x for x in _EVALUATED if present[x.id]), key=lambda x: -int(pixels[x.id]))
+    return sorted((x for x in EVALUATED_LABELS if present[x.id]), key=lambda x: -int(pixels[x.id]))
 
 
 def _caption(label: Label, label_ids: NDArray[Any], truth: NDArray[Any] | None) -> str:
     if truth is None:
         return label.name
-    found, there = (label_ids == label.id) & ~_IGNORED[truth], truth == label.id
+    found, there = (label_ids == label.id) & ~IGNORED[truth], truth == label.id
     union = int((found | there).sum())
     return f"{label.name} {int((found & there).sum()) / union:.2f}" if union else label.name

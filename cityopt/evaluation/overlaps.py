@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import CityoptError, DataError, EvaluationError
-from cityopt.labels import LABELS
+from cityopt.labels import LABELS, VOID
 
 NUM_IDS = max(label.id for label in LABELS) + 1
 INSTANCE_IDS = frozenset(label.id for label in LABELS if label.has_instances)
-TRAIN_VOID = 255
 NUM_TRAIN_IDS = 19
 NOISE = 0.3
 """Runs per pixel above which runs cost more than they save."""
@@ -106,7 +105,7 @@ def _check_prediction(image_id: str, values: NDArray[np.int64]) -> None:
     ids = values.tolist()
     if all(0 <= value < NUM_IDS for value in ids):
         return
-    if ids[-1] == TRAIN_VOID and all(0 <= value < NUM_TRAIN_IDS for value in ids[:-1]):
+    if ids[-1] == VOID and all(0 <= value < NUM_TRAIN_IDS for value in ids[:-1]):
         raise _describe_train_ids(image_id, ids)
     wrong = next(value for value in ids if not 0 <= value < NUM_IDS)
     raise EvaluationError(
@@ -134,5 +133,5 @@ def _refuse_train_ids(image_id: str, labels: NDArray[np.int64], table: NDArray[n
 def _describe_train_ids(image_id: str, ids: list[int]) -> EvaluationError:
     return EvaluationError(
         f"predictions must be raw label ids (7 road … 33 bicycle), but those for image {image_id!r} look like training "
-        f"ids: {ids}. Map each training id to its label's id, and {TRAIN_VOID} to 0."
+        f"ids: {ids}. Map each training id to its label's id, and {VOID} to 0."
     )

@@ -11,10 +11,11 @@ A semantic model knows no instances: it is judged by `semantic` alone, as `seman
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from cityopt.config import Task
 from cityopt.errors import ConfigError
 from cityopt.evaluation.cityscapes_ap import CityscapesEvaluator
 from cityopt.evaluation.coco_ap import CocoEvaluator
@@ -22,8 +23,6 @@ from cityopt.evaluation.semantic import THINGS_PREFIX, SemanticEvaluator, paint_
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.settings import name_nearest
-
-Task = Literal["instance", "semantic"]
 
 
 class Judge(Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor
 from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.errors import WeightsError
 from cityopt.models.boxes import build_cells
-from cityopt.models.mask_rcnn import IMAGE_MEAN
+from cityopt.models.segmentation_model import IMAGE_MEAN
 from cityopt.models.weights import State
 from cityopt.settings import validate
 

@@ -10,21 +10,20 @@ Sources: focal loss, Lin et al. 2017 (arXiv 1708.02002), equation 4; Dice loss, 
 section 5.1.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = 255
+from cityopt.labels import VOID
+
 _WEIGHT_OFFSET = 1.02
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy over pixels with a class, each weighing as much as `weights (C,)` says."""
     logits = logits.float()
-    total = functional.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="sum")
-    known = target != IGNORED
+    total = functional.cross_entropy(logits, target, weights, ignore_index=VOID, reduction="sum")
+    known = target != VOID
     mass = known.sum() if weights is None else weights[target.where(known, 0)].where(known, 0).sum()
     return total / mass.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -32,7 +31,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None)
 def focal(logits: Tensor, target: Tensor, weights: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
     """Return the focal loss: cross-entropy times (1 - p)^gamma, averaged as `cross_entropy` does."""
     logits = logits.float()
-    known = target != IGNORED
+    known = target != VOID
     chosen = target.where(known, 0)
     log_probability = functional.log_softmax(logits, dim=1).gather(1, chosen[:, None])[:, 0]
     scale = known.float() if weights is None else weights[chosen].where(known, 0)
@@ -42,7 +41,7 @@ def focal(logits: Tensor, target: Tensor, weights: Tensor | None = None, *, gamm
 
 def dice(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1 - the mean soft Dice coefficient over the classes that the batch holds."""
-    known = (target != IGNORED)[:, None]
+    known = (target != VOID)[:, None]
     probability = functional.softmax(logits.float(), dim=1) * known
     truth = functional.one_hot(target.where(known[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * known
     overlap = (probability * truth).sum(dim=(0, 2, 3))
@@ -56,7 +55,3 @@ def weigh_classes(num_pixels: Tensor) -> Tensor:
     """Return class weights `(C,)` in 1.42 … 50.5 from the pixels of each class: 1 / ln(1.02 + share)."""
     share = num_pixels.double() / num_pixels.sum().clamp(min=1)
     return (1 / torch.log(_WEIGHT_OFFSET + share)).float()
-
-
-MAX_WEIGHT = 1 / math.log(_WEIGHT_OFFSET)
-"""Weight of a class without pixels."""

@@ -20,12 +20,11 @@ from cityopt.models.backbone import Backbone, Norm
 from cityopt.models.masks import Prediction, encode_masks, paste_mask, scale_boxes
 from cityopt.models.proposals import RegionProposals
 from cityopt.models.roi_heads import Detections, RoiHeads
-from cityopt.models.segmentation_model import InstanceModel, Target
+from cityopt.models.segmentation_model import IMAGE_MEAN, IMAGE_STD, InstanceModel, Target
 
 logger = logging.getLogger(__name__)
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = {"torchvision": (0.229, 0.224, 0.225), "detectron2": (1 / 255, 1 / 255, 1 / 255)}
+_STD = {"torchvision": IMAGE_STD, "detectron2": (1 / 255, 1 / 255, 1 / 255)}
 """By flavour: detectron2 takes the same mean from pixels in 0..255 and divides by nothing."""
 _PAD_PX = 32
 
@@ -51,7 +50,7 @@ class MaskRCNN(InstanceModel):
         self.rpn = RegionProposals(config)
         self.roi_heads = self.heads(config)
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD[config.flavour]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD[config.flavour]).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:

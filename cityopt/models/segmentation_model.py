@@ -9,11 +9,15 @@ batch), N instances.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
+from cityopt.config import Task
 from cityopt.models.masks import Prediction, SemanticMap
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""ImageNet's, of RGB in [0, 1]: what pretrained weights expect."""
 
 Target = Mapping[str, Tensor]
 """Instance models: `boxes_xyxy (N, 4) float32` px, `classes (N,) int64 in 1..8`, `instance_map (H, W) int32`: 0 or
@@ -23,7 +27,7 @@ i + 1. Semantic models: `label_map (H, W) uint8` training ids 0..18, or 255 wher
 class SegmentationModel(nn.Module, ABC):
     """A network that finds instances, or classes pixels, in street scenes."""
 
-    task: Literal["instance", "semantic"]
+    task: Task
     """What the network predicts: `Prediction`s, or `SemanticMap`s."""
 
     @abstractmethod

@@ -15,16 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from cityopt.config import ModelConfig
-from cityopt.labels import LABELS
+from cityopt.labels import EVALUATED_LABELS
 from cityopt.models.losses import cross_entropy, dice, focal, weigh_classes
 from cityopt.models.masks import SemanticMap
-from cityopt.models.segmentation_model import SegmentationModel, Target
+from cityopt.models.segmentation_model import IMAGE_MEAN, IMAGE_STD, SegmentationModel, Target
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-CLASS_IDS = np.array(
-    [label.id for label in sorted(LABELS, key=lambda label: label.train_id) if 0 <= label.train_id < 255], np.uint8
-)
+CLASS_IDS = np.array([label.id for label in sorted(EVALUATED_LABELS, key=lambda label: label.train_id)], np.uint8)
+"""Raw label id of each training id."""
 NUM_CLASSES = len(CLASS_IDS)
 
 

@@ -11,15 +11,18 @@ bottom by repeating their border, and logits are cropped.
 Source: Ronneberger et al. 2015 (arXiv 1505.04597).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cityopt.config import ModelConfig
-from cityopt.errors import ConfigError
 from cityopt.models.semantic_model import NUM_CLASSES, SemanticModel
 
 _ENCODER_STRIDE = 32
+_NUM_GROUPS = 8
+"""Groups of a group norm; fewer where they do not divide the width."""
 _ENCODER_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
@@ -105,9 +108,4 @@ def _build_norm(norm: str, width: int) -> nn.Module:
         return nn.Identity()
     if norm == "batch":
         return nn.BatchNorm2d(width)
-    groups = 8
-    if width % groups:
-        raise ConfigError(
-            f"`model.start_channels` must be a multiple of {groups} with `model.norm: group`, got {width}."
-        )
-    return nn.GroupNorm(groups, width)
+    return nn.GroupNorm(math.gcd(_NUM_GROUPS, width), width)

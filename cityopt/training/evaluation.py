@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from cityopt.config import RunConfig
+from cityopt.config import RunConfig, Task
 from cityopt.data.cityscapes import check_completeness, index_split
 from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
 from cityopt.errors import ConfigError, DataError
 from cityopt.evaluation.export import check_export, open_export
 from cityopt.evaluation.full_resolution import judge_frames
-from cityopt.evaluation.protocols import Task, open_judges, parse_protocols
+from cityopt.evaluation.protocols import open_judges, parse_protocols
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import check_classes, load_model

@@ -20,9 +20,10 @@ from torch import Tensor
 from cityopt.config import RunConfig
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
-from cityopt.data.targets import VOID, find_train_ids
+from cityopt.data.targets import find_train_ids
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
+from cityopt.labels import VOID
 from cityopt.models.build import build_model
 from cityopt.models.semantic_model import NUM_CLASSES, SemanticModel
 from cityopt.runtime import (

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from scipy import ndimage
 from tiny_tree import paint_raster
 
-from cityopt.data.augment import augment_sample, zoom_sample
+from cityopt.data.augment import augment_sample, blur_image, jitter_colors, zoom_sample
 from cityopt.data.targets import find_instances
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint16]]
@@ -110,3 +112,35 @@ def test_zoom_sample_keeps_a_pixel_when_the_zoom_is_extreme() -> None:
     image, raster = make_pair((8, 8), (0, 0, 8, 8))
     assert (zoom_sample(image, raster, 0.01, (0.5, 0.5))[1] > 0).sum() == 1
     assert (zoom_sample(image, raster, 100.0, (0.5, 0.5))[1] == CAR).all()
+
+
+def draw_picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (24, 40, 3)).astype(np.uint8)
+
+
+def test_jitter_changes_one_property_at_a_time_as_pillow_does() -> None:
+    picture = draw_picture()
+    same = [0.0] * 4
+    np.testing.assert_array_equal(jitter_colors(picture, same), picture)
+    for place, enhance in enumerate((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)):
+        found = jitter_colors(picture, [*same[:place], 0.75, *same[place + 1 :]])
+        expected = np.asarray(enhance(Image.fromarray(picture)).enhance(1.15))
+        assert np.abs(found.astype(int) - expected).max() <= 2
+    turned = jitter_colors(picture, [0.0, 0.0, 0.0, 1.0])
+    np.testing.assert_allclose(turned.max(axis=2), picture.max(axis=2), atol=1)  # a hue leaves the brightest channel
+
+
+def test_blur_equals_scipy_within_the_picture() -> None:
+    picture = draw_picture()
+    found = blur_image(picture, 1.2)
+    expected = ndimage.gaussian_filter(picture.astype(float), (1.2, 1.2, 0), truncate=3.4)
+    assert np.abs(found[5:-5, 5:-5] - expected[5:-5, 5:-5]).max() < 2
+
+
+def test_colours_leave_the_raster_and_the_draws_of_old_alone_when_they_are_asked_for() -> None:
+    picture, raster = draw_picture(), np.arange(24 * 40, dtype=np.uint16).reshape(24, 40)
+    settings = {"hflip": 0.5, "scale_jitter": (0.8, 1.25)}
+    plain = augment_sample(picture, raster, np.random.default_rng(3), **settings)
+    colored = augment_sample(picture, raster, np.random.default_rng(3), **settings, color_jitter=1.0, blur=1.0)
+    np.testing.assert_array_equal(colored[1], plain[1])
+    assert (colored[0] != plain[0]).any()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tiny_tree import paint_raster, write_raster
 
-from cityopt.data.targets import find_crowds, find_instances
+from cityopt.data.targets import find_crowds, find_instances, find_train_ids
 from cityopt.labels import CLASS_OF_ID, THING_NAMES
 
 
@@ -108,3 +108,12 @@ def test_find_crowds_gives_groups_of_the_eight_classes_only() -> None:
     assert crowds[0][1].tolist() == [[False, False, True, False], [False, False, True, False]]
     assert crowds[1][1].tolist() == [[True, True, False, False], [False, False, False, False]]
     assert find_crowds(np.full((2, 2), 7, dtype=np.uint16)) == []
+
+
+def test_find_train_ids_equals_the_official_table_when_given_every_value_of_a_raster() -> None:
+    from cityscapesscripts.helpers.labels import id2label
+
+    values = [*range(34), *(label_id * 1000 + k for label_id in range(24, 34) for k in (0, 1, 999))]
+    official = [id2label[value if value < 1000 else value // 1000].trainId for value in values]
+    assert find_train_ids(np.array([values], np.uint16)).tolist() == [official]
+    assert find_train_ids(np.zeros((2, 3), np.uint16)).dtype == np.uint8

@@ -15,6 +15,7 @@ PLAIN = {"weights": "none", "freeze_depth": 0}
 FAMILIES = {
     "unet": ModelConfig(family="unet", start_channels=8, depth=3, **PLAIN),
     "unet_group_norm": ModelConfig(family="unet", start_channels=8, depth=2, norm="group", **PLAIN),
+    "unet_odd_groups": ModelConfig(family="unet", start_channels=6, depth=1, norm="group", **PLAIN),
     "unet_resnet34": ModelConfig(family="unet_resnet34", **PLAIN),
 }
 LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice", "focal+dice")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from cityopt import cli
 from cityopt.config import RunConfig
 from cityopt.data.cityscapes import read_size
 from cityopt.data.pictures import read_picture
@@ -188,26 +186,15 @@ def test_memory_holds_few_pictures_however_many_there_are(predict, tmp_path, mon
     assert batches == [2, 2, 2]
 
 
-def call(monkeypatch, capfd, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["cityopt", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capfd.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_command_predicts_a_tree_and_says_what_came_of_it(checkpoint, tree, tmp_path, monkeypatch, capfd) -> None:
+def test_command_predicts_a_tree_and_says_what_came_of_it(checkpoint, tree, tmp_path, call) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     end = ("--out", tmp_path / "out", "--device", "cpu", "--score", "0.1", "--store", tmp_path / "store")
-    code, out, err = call(monkeypatch, capfd, "predict", tree, tmp_path / "bad.png", "--model", checkpoint, *end)
+    code, out, err = call("predict", tree, tmp_path / "bad.png", "--model", checkpoint, *end)
     assert (code, err) == (0, "") and "10 pictures, " in out and "10 pictures with ground truth" in out
     assert "1 file could not be read:" in out and f"{tmp_path / 'bad.png'}: cannot be read" in out
     assert len(list((tmp_path / "out" / "overlays").rglob("*.jpg"))) == 10
     assert not (tmp_path / "store").exists()
-    code, out, err = call(monkeypatch, capfd, "predict", tmp_path / "bad.png", "--model", checkpoint, *end)
+    code, out, err = call("predict", tmp_path / "bad.png", "--model", checkpoint, *end)
     assert code == 1 and err.startswith("Error: no picture could be read")
-    code, out, err = call(monkeypatch, capfd, "predict", tree, "--model", "nothing.pt", *end)
+    code, out, err = call("predict", tree, "--model", "nothing.pt", *end)
     assert code == 1 and "a model must be a checkpoint file that exists" in err
