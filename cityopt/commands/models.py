@@ -1,0 +1,117 @@
+"""Verbs about a trained model: score it, look at what it finds, bring one from elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cityopt.commands.options import (
+    STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    open_console,
+    show,
+)
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a run's id, or a checkpoint file.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Dataset root, or `synthetic`; else the model's own, else CITYSCAPES_DATASET."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="cityscapes, coco, semantic, with commas; all by default.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="New folder for the predictions: official trees and COCO JSON.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first N images by name: to try it, not to report it.")
+    ] = None,
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model at full resolution by the official protocols, or export its predictions.
+
+    Example: cityopt evaluate --model models:/cityopt-demo@champion --split val --protocol cityscapes,coco --json
+    """
+    from cityopt.report.evaluation_table import print_evaluation
+    from cityopt.report.terminal import open_observer
+    from cityopt.store import place_store
+    from cityopt.training.evaluation import run_evaluation
+
+    console = open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        found = run_evaluation(
+            model,
+            store=place_store(store),
+            data=data,
+            split=split,
+            protocols=protocol,
+            export=export,
+            limit=limit,
+            device=device,
+            on_progress=observer.show_preparation,
+        )
+    show(as_json, found.to_json(), lambda: print_evaluation(console, found))
+
+
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="Pictures, and folders that are searched for them.")],
+    model: Annotated[
+        str, typer.Option("--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a run's id, or a checkpoint file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for overlays/, detections/ and summary.json.")],
+    score: Annotated[float, typer.Option("--score", help="Lowest score to show, in 0..1.")] = 0.5,
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Pictures at once; by default about a million pixels.")
+    ] = None,
+) -> None:
+    """Draw what a model finds in pictures, and write it as JSON with COCO's RLE masks.
+
+    Example: cityopt predict photos/ --model models:/cityopt-demo@champion --out found
+    """
+    from cityopt.report.tables import print_prediction
+    from cityopt.report.terminal import open_observer
+    from cityopt.store import place_store
+    from cityopt.training.prediction import run_prediction
+
+    console = open_console()
+    with open_observer(console) as observer:
+        summary = run_prediction(
+            model,
+            inputs,
+            out=out,
+            store=place_store(store),
+            score=score,
+            device=device,
+            batch_size=batch_size,
+            on_count=lambda done, total: observer.show_preparation("pictures", done, total),
+        )
+    print_prediction(console, summary, out)
+
+
+def weights_convert(
+    file: Annotated[
+        Path, typer.Argument(help="File of detectron2's model zoo (.pkl), or of a training with it (.pth).")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Checkpoint to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a detectron2 file into a checkpoint of cityopt and say what it holds; nothing in the file is run.
+
+    Example: cityopt weights convert model_final.pkl --out maskrcnn_coco.pt
+    """
+    from cityopt.report.tables import print_conversion
+    from cityopt.training.conversion import convert_weights
+
+    found = convert_weights(file, out)
+    show(as_json, found.to_json(), lambda: print_conversion(open_console(), found.to_json()))

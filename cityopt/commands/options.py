@@ -1,0 +1,52 @@
+"""What the verbs share: their common options, and how they load a study and print."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cityopt.config import StudyConfig
+
+StudyOption = Annotated[str, typer.Option("--study", help="Name of a study in sweeps/, or the path of a YAML.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Dataset root, or `synthetic`; else the study's, else CITYSCAPES_DATASET.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder that holds all state.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a config key: --set training.epochs=6 (repeatable).")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Run the study under another name.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the study.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+STORE = Path("mlruns")
+
+
+def load(
+    study: str, settings: list[str] | None, name: str | None, seed: int | None, extra: dict[str, Any]
+) -> "StudyConfig":
+    """Return a study from its YAML and the command's options. Raises ConfigError."""
+    from cityopt.study_file import load_study
+
+    options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
+    return load_study(study, settings=settings or (), name=name, extra=options)
+
+
+def open_console(*, quiet: bool = False) -> "Console":
+    """Return where a verb prints to; without a terminal lines are 160 columns wide."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(quiet=quiet, width=width)
+
+
+def show(as_json: bool, document: Any, show: Callable[[], None]) -> None:
+    """Print a document as JSON, or else as people read it."""
+    print(json.dumps(document, indent=2, allow_nan=False)) if as_json else show()

@@ -1,0 +1,161 @@
+"""Verbs about a study: search, promote, look."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cityopt.commands.options import (
+    STORE,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    NameOption,
+    SeedOption,
+    SetOption,
+    StoreOption,
+    StudyOption,
+    load,
+    open_console,
+    show,
+)
+
+
+def sweep(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials in all, earlier ones counted.")] = None,
+    settings: SetOption = None,
+    name: NameOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Search a study's settings, or go on where the last sweep stopped.
+
+    Example: cityopt sweep --study demo --trials 8
+    """
+    from cityopt.report.data_report import build_data_report
+    from cityopt.report.publish import publish_report
+    from cityopt.report.tables import print_leaderboard
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.status import read_status
+    from cityopt.search.sweep import run_sweep
+
+    config = load(study, settings, name, seed, {"search.trials": trials})
+    console = open_console()
+    with open_observer(console) as observer:
+        summary = run_sweep(
+            config, store=store, data=data, device=device, observer=observer, describe=build_data_report
+        )
+    print_leaderboard(console, read_status(summary.store, config.name))
+    lines = [publish_report(summary.store, config.name), summary.advice]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    raise SystemExit(summary.exit_code)
+
+
+def promote(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    settings: SetOption = None,
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the best trial of a study in full, evaluate it on val and register it.
+
+    Example: cityopt promote --study demo
+    """
+    from cityopt.report.publish import publish_report
+    from cityopt.report.tables import print_promotion
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.promote import run_promotion
+    from cityopt.study_file import name_study, parse_setting
+
+    console = open_console()
+    with open_observer(console) as observer:
+        promotion = run_promotion(
+            name_study(study, name),
+            store=store,
+            data=data,
+            settings=dict(map(parse_setting, settings or ())),
+            device=device,
+            observer=observer,
+        )
+    print_promotion(console, promotion)
+    said = publish_report(promotion.store, promotion.study)
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def status(
+    study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False
+) -> None:
+    """Show a study's trials, the best first.
+
+    Example: cityopt status --study demo --json
+    """
+    from cityopt.report.tables import print_leaderboard
+    from cityopt.search.status import read_status
+    from cityopt.study_file import name_study
+
+    found = read_status(store, name_study(study, name))
+    show(as_json, found.to_json(), lambda: print_leaderboard(open_console(), found))
+
+
+def report(
+    study: StudyOption,
+    out: Annotated[Path, typer.Option("--out", help="File to write the page to.")] = Path("report.html"),
+    store: StoreOption = STORE,
+    name: NameOption = None,
+) -> None:
+    """Write a study as one HTML page that needs no network, and put it on the study's run in MLflow.
+
+    Example: cityopt report --study demo --out report.html
+    """
+    from cityopt.report.publish import write_report
+    from cityopt.study_file import name_study
+
+    said = write_report(store, name_study(study, name), out)
+    open_console().print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def anchors(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a study's anchors by k-means and show their recall beside torchvision's defaults.
+
+    Example: cityopt anchors --study demo --json
+    """
+    from cityopt.report.tables import print_anchors
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.preparation import prepare_study
+    from cityopt.store import open_store
+
+    config = load(study, settings, None, seed, {})
+    console = open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        report = prepare_study(config, open_store(store), data=data, observer=observer).anchor_report
+    show(as_json, report, lambda: print_anchors(console, report))
+
+
+def ui(
+    store: StoreOption = STORE,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
+    ] = 5000,
+) -> None:
+    """Serve the MLflow UI of a store on loopback until Ctrl-C; prints the address when it answers.
+
+    Example: cityopt ui --port 5001
+    """
+    from cityopt.report.terminal import wait_for_ui
+    from cityopt.store import find_store
+    from cityopt.tracking.mlflow_ui import serve_ui
+
+    with wait_for_ui(open_console()) as announce:
+        serve_ui(find_store(store), port=port, on_ready=announce)
