@@ -6,7 +6,6 @@ trial's own checkpoint is judged on val beside it. A promotion that was killed g
 """
 
 import math
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +15,18 @@ import optuna
 
 from cityopt.config import ImageSet, RunConfig, StudyConfig, check_promoted, settle_training
 from cityopt.data.roots import cache_folder, choose_root
-from cityopt.errors import StoppedError, StudyError, TrainingError
+from cityopt.errors import StudyError
 from cityopt.runtime import derive_seed
-from cityopt.search.coordinator import (
-    MAX_STALLED,
-    describe_data,
-    describe_run,
-    end_shipping,
-    run_folder,
-)
-from cityopt.search.executors.base import EpochDone, Executor, Job, JobEnded, Progressed
+from cityopt.search.coordinator import describe_data, describe_run, run_folder
 from cityopt.search.facts import StudyFacts
-from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files, settle_path
+from cityopt.search.single import SingleTraining
 from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
-from cityopt.search.sweep import STOPPED, naming_interrupts, open_executor, open_parent
+from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
@@ -46,9 +38,8 @@ from cityopt.tracking.mlflow_registry import (
     register_model,
     set_alias,
 )
-from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import BEST, LAST, RunFolder, Status, read_records, read_status, write_status
+from cityopt.tracking.run_folder import BEST, RunFolder, Status, read_records, read_status
 
 PROMOTIONS = "cityopt:promotions"
 VAL = ImageSet(split="val", part="all")
@@ -107,7 +98,8 @@ def run_promotion(
             open_executor(folder, name, threads=facts.threads, device=device) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
-            return Promoter(folder, study, config, facts, mlflow, shipper, observer).promote(run, winner, executor)
+            training = SingleTraining(folder, executor, shipper, observer)
+            return Promoter(folder, study, config, facts, mlflow, training, observer).promote(run, winner)
 
 
 def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
@@ -164,43 +156,23 @@ class Promoter:
         config: StudyConfig,
         facts: StudyFacts,
         mlflow: MlflowStore,
-        shipper: Shipper,
+        training: SingleTraining,
         observer: Observer,
     ) -> None:
         self.store, self.study, self.config, self.facts = store, study, config, facts
-        self.mlflow, self.shipper, self.observer = mlflow, shipper, observer
-        self.interrupt = Interrupt(observer)
+        self.mlflow, self.training, self.observer = mlflow, training, observer
 
-    def promote(self, run: RunConfig, winner: TrialStatus, executor: Executor) -> Promotion:
+    def promote(self, run: RunConfig, winner: TrialStatus) -> Promotion:
         """Train, judge, register, in steps that may each be repeated after a kill."""
         run, run_id = self._open_run(run, winner)
-        folder = run_folder(self.store, run_id)
-        executor.end_survivor(folder)
-        self.shipper.watch(run_id, folder)
-        try:
-            seconds = self._train(run, run_id, executor)
-            executor.close()
+        with self.training.holding(run_id):
+            seconds = self.training.train(run, run_id)
+            self.training.executor.close()
             comparisons = self._compare(run, run_id, winner)
             version, alias, reason = self._register(run, run_id, winner, comparisons)
-        except (StoppedError, KeyboardInterrupt):
-            executor.close()
-            self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
-            raise StoppedError(STOPPED) from None
-        except TrainingError as error:
-            status = Status("failed", error.reason, str(error))
-            if error.reason == "nan":  # it would come again; after any other reason the same command goes on
-                write_status(folder, status)
-            end_shipping(self.shipper, run_id, status)
-            raise
-        except BaseException:
-            executor.close()
-            self.shipper.end(run_id, "FAILED", {"cityopt.state": "interrupted"})
-            raise
         model = f"models:/{version.name}@{alias}"
         status = Status("complete", message=f"{model} (version {version.version}): {reason}", seconds=seconds)
-        end_shipping(self.shipper, run_id, status)
-        write_status(folder, status)  # last of all: a promotion without one is taken up again
-        (folder / LAST).unlink(missing_ok=True)
+        self.training.complete(run_id, status)
         return Promotion(
             study=self.config.name,
             name=run.name,
@@ -225,7 +197,7 @@ class Promoter:
                 self.mlflow.reopen_run(run_id)
                 self.observer.say(f"{last['name']} goes on from its last finished epoch")
                 return replace_section(run, name=last["name"]), run_id
-            self.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
+            self.training.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
         tags = describe_data(self.facts) | describe_run(run)
         tags |= {
@@ -239,40 +211,6 @@ class Promoter:
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
         self.study.set_user_attr(PROMOTIONS, [*known, entry])
         return run, run_id
-
-    def _train(self, run: RunConfig, run_id: str, executor: Executor) -> float:
-        """Train in the worker and return the seconds it took; a worker that dies is replaced and goes on."""
-        folder = run_folder(self.store, run_id)
-        stalled, epoch = 0, -1
-        self.observer.metric = run.metric
-        self.observer.begin_run(run.name, {"training.epochs": run.training.epochs}, resumed=(folder / LAST).exists())
-        with self.interrupt:
-            while True:
-                now = max((record.step for record in read_records(folder)[0]), default=0)
-                stalled, epoch = (stalled + 1 if now == epoch else 1), now
-                if stalled > MAX_STALLED:
-                    raise TrainingError("crash", f"{run.name}: {MAX_STALLED} attempts ended without a finished epoch.")
-                executor.submit(Job(run_id, folder, uuid.uuid4().hex, run))
-                ending = self._watch(run, executor)
-                if ending.outcome != "lost":
-                    break
-                self.observer.say(f"{run.name}: {ending.message}; it is tried again from its last epoch.")
-        if ending.outcome == "failed":
-            raise TrainingError(ending.reason, f"{run.name}: {ending.message}")
-        return float(ending.result["seconds"])
-
-    def _watch(self, run: RunConfig, executor: Executor) -> JobEnded:
-        while True:
-            for event in executor.poll(0.2):
-                if isinstance(event, Progressed):
-                    self.observer.show_progress(run.name, event.progress)
-                elif isinstance(event, EpochDone):
-                    executor.answer(event.run_id, "continue")
-                    self.observer.show_epoch(run.name, event.epoch, run.training.epochs, event.metrics)
-                elif isinstance(event, JobEnded):
-                    return event
-            if self.interrupt.is_set:
-                raise StoppedError(STOPPED)
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
         """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
