@@ -22,6 +22,7 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files, settle_path
+from cityopt.search.registration import register_result
 from cityopt.search.single import SingleTraining
 from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
@@ -30,20 +31,11 @@ from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
-from cityopt.tracking.mlflow_registry import (
-    CHALLENGER,
-    CHAMPION,
-    ModelVersion,
-    find_champion,
-    register_model,
-    set_alias,
-)
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, RunFolder, Status, read_records, read_status
 
 PROMOTIONS = "cityopt:promotions"
 VAL = ImageSet(split="val", part="all")
-_SAME_GROUND = ("fingerprint", "split", "size", "metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +161,16 @@ class Promoter:
             seconds = self.training.train(run, run_id)
             self.training.executor.close()
             comparisons = self._compare(run, run_id, winner)
-            version, alias, reason = self._register(run, run_id, winner, comparisons)
-        model = f"models:/{version.name}@{alias}"
-        status = Status("complete", message=f"{model} (version {version.version}): {reason}", seconds=seconds)
+            found = register_result(
+                self.mlflow,
+                run,
+                run_id,
+                checkpoint=run_folder(self.store, run_id) / BEST,
+                value=comparisons[0].promoted,
+                origin=f"Trial {winner.number} of study {run.study}, trained in full.",
+                tags={"cityopt.trial": winner.number},
+            )
+        status = Status("complete", message=str(found), seconds=seconds)
         self.training.complete(run_id, status)
         return Promotion(
             study=self.config.name,
@@ -180,9 +179,9 @@ class Promoter:
             trial=winner.number,
             settings=winner.params,
             comparisons=comparisons,
-            model=model,
-            version=version.version,
-            reason=reason,
+            model=found.model,
+            version=found.version,
+            reason=found.reason,
             store=self.store,
         )
 
@@ -254,59 +253,6 @@ class Promoter:
                 "the promoted model has trained on these images",
             ),
         )
-
-    def _register(
-        self, run: RunConfig, run_id: str, winner: TrialStatus, comparisons: tuple[Comparison, ...]
-    ) -> tuple[ModelVersion, str, str]:
-        """Register the model; it becomes champion if there is none or it beats the present one on the same ground."""
-        from cityopt.training.checkpoint import load_model
-
-        checkpoint = run_folder(self.store, run_id) / BEST
-        tags = {
-            "metric": run.metric,
-            "value": comparisons[0].promoted,
-            "fingerprint": self.facts.fingerprint,
-            "split": "val",
-            "size": "x".join(map(str, run.data.size)),
-            "run_id": run_id,
-            "trial": winner.number,
-        }
-        tags = {f"cityopt.{key}": value for key, value in tags.items()}
-        alias, reason = judge_challenger(find_champion(self.mlflow, run.study), tags, self.config.search.direction)
-        version = register_model(
-            self.mlflow,
-            run.study,
-            load_model(checkpoint)[0],
-            checkpoint=checkpoint,
-            run_id=run_id,
-            tags=tags,
-            description=f"Trial {winner.number} of study {run.study}, trained in full. {alias}: {reason}.",
-        )
-        set_alias(self.mlflow, run.study, alias, version.version)
-        return version, alias, reason
-
-
-def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], direction: str) -> tuple[str, str]:
-    """Return the alias of a new version, and why. A champion is beaten on the same data, split, size and metric."""
-    if champion is None:
-        return CHAMPION, "there was no champion"
-    if champion.run_id == tags["cityopt.run_id"]:
-        return CHAMPION, "it is the champion already"
-    for key in _SAME_GROUND:
-        old, new = champion.tags.get(f"cityopt.{key}"), str(tags[f"cityopt.{key}"])
-        if old != new:
-            return (
-                CHALLENGER,
-                f"the champion (version {champion.version}) was judged on another {key}: {old}, not {new}",
-            )
-    old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
-    better = new_value > old_value if direction == "maximize" else new_value < old_value
-    verdict = f"{tags['cityopt.metric']} {new_value:.4f} against {old_value:.4f} of version {champion.version}"
-    return (
-        (CHAMPION, f"it beats the champion, {verdict}")
-        if better
-        else (CHALLENGER, f"no better than the champion, {verdict}")
-    )
 
 
 def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:

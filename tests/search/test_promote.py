@@ -1,4 +1,4 @@
-"""Promotion's decisions: which trial wins, what its full training is, and who becomes champion."""
+"""Promotion's decisions: which trial wins, and what its full training is."""
 
 from pathlib import Path
 
@@ -8,25 +8,11 @@ from optuna.trial import TrialState, create_trial
 from small_studies import DECAY, FACTS, RATE, make_config
 
 from cityopt.errors import ConfigError, StudyError
-from cityopt.search.promote import build_promotion_config, judge_challenger, pick_winner
+from cityopt.search.promote import build_promotion_config, pick_winner
 from cityopt.search.status import TrialStatus
 from cityopt.settings import replace_settings
-from cityopt.tracking.mlflow_registry import ModelVersion
 
-TAGS = {
-    "cityopt.metric": "val/coco/segm/ap",
-    "cityopt.value": 0.3,
-    "cityopt.fingerprint": "f",
-    "cityopt.split": "val",
-    "cityopt.size": "64x128",
-    "cityopt.run_id": "new",
-}
 WINNER = TrialStatus(3, "complete", None, 0.2, {RATE: 0.02}, "run-3", 1.0)
-
-
-def champion(**tags):
-    texts = {key: str(value) for key, value in (TAGS | {f"cityopt.{k}": v for k, v in tags.items()}).items()}
-    return ModelVersion("cityopt-small", 4, "old", texts, ("champion",), "")
 
 
 def study_of(*trials, direction="maximize"):
@@ -81,27 +67,3 @@ def test_promotion_trains_on_all_of_train_and_judges_on_all_of_val():
     assert run.keep == "last"  # a fixed schedule: val chooses no epoch
     assert run.kind == "promotion" and run.fingerprint == FACTS.fingerprint and run.threads == FACTS.threads
     assert [list(row) for row in run.model.anchor_table.sizes] == FACTS.anchors["sizes"]  # the study's anchors
-
-
-@pytest.mark.parametrize(
-    ("old", "direction", "alias", "words"),
-    [
-        (None, "maximize", "champion", "there was no champion"),
-        (champion(value=0.2), "maximize", "champion", "0.3000 against 0.2000 of version 4"),
-        (champion(value=0.4), "maximize", "challenger", "no better than the champion"),
-        (champion(value=0.3), "maximize", "challenger", "no better than the champion"),
-        (champion(value=0.4), "minimize", "champion", "it beats the champion"),
-        (champion(value=0.1, fingerprint="g"), "maximize", "challenger", "another fingerprint: g, not f"),
-        (champion(value=0.1, split="train"), "maximize", "challenger", "another split"),
-        (champion(value=0.1, size="32x64"), "maximize", "challenger", "another size: 32x64, not 64x128"),
-        (champion(value=0.1, metric="val/coco/bbox/ap"), "maximize", "challenger", "another metric"),
-    ],
-)
-def test_champion_is_beaten_only_on_the_same_ground(old, direction, alias, words):
-    assert judge_challenger(old, TAGS, direction)[0] == alias
-    assert words in judge_challenger(old, TAGS, direction)[1]
-
-
-def test_champion_stays_champion_when_its_own_promotion_is_resumed():
-    own = ModelVersion("cityopt-small", 1, "new", {}, ("champion",), "")
-    assert judge_challenger(own, TAGS, "maximize")[0] == "champion"
