@@ -5,6 +5,7 @@ Every random stream of a run is seeded by `derive_seed(run seed, purpose, epoch,
 on how many numbers an earlier epoch drew, and a resumed run needs no history to go on as if undisturbed.
 """
 
+import ctypes
 import hashlib
 import importlib.metadata
 import os
@@ -12,8 +13,11 @@ import platform
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -64,6 +68,21 @@ def count_cores() -> int:
     """Return the CPU cores that this process may use: those it is bound to, or a container's quota if that is less."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([bound, *_list_quotas()]))
+
+
+def die_with_parent() -> None:
+    """Let this process end when the one that started it does, however that ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def set_threads(count: int) -> None:

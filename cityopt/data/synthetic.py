@@ -9,9 +9,14 @@ Source: Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understan
 
 import json
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ from cityopt.data.scenery.coarse import coarsen
 from cityopt.data.scenery.rasters import Annotated, labels_of, rasterise_instances
 from cityopt.data.scenery.scene import Scene, paint_scene
 from cityopt.errors import ConfigError, DataError
+from cityopt.runtime import count_cores, die_with_parent
 
 CITIES: dict[str, tuple[str, ...]] = {
     "train": ("ashmoor", "birchfeld", "cedarau", "dornhaven", "elmstadt", "fernwald"),
@@ -36,6 +42,8 @@ MIN_IMAGES = 3
 MIN_SIDE_PX = 32
 # Every scene draws from its own seed, so that no scene depends on how many came before it.
 _SEED_STRIDE = 1_000_003
+_SHOTS_PER_PROCESS = 32
+"""A process starts in the time of about ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +97,8 @@ def write_synthetic(
     staging = _make_staging(out)
     try:
         shots = list(_plan_shots(num_images, with_coarse))
-        for done, shot in enumerate(shots, start=1):
-            scene = paint_scene(*size, seed * _SEED_STRIDE + shot.number, draw_casting(seed, shot.number))
-            _write_shot(staging, shot, scene, with_coarse)
+        work = partial(_draw_shot, staging, size=size, seed=seed, with_coarse=with_coarse)
+        for done, _ in enumerate(_map_over_cores(work, shots), start=1):
             if progress:
                 progress(done, len(shots))
         (staging / RECIPE_FILE).write_text(json.dumps(recipe) + "\n")
@@ -166,6 +173,34 @@ def _plan_shots(num_images: int, with_coarse: bool) -> Iterator[_Shot]:
         for i in range(count):
             yield _Shot(number, split, cities[i % len(cities)], i // len(cities))
             number += 1
+
+
+def _map_over_cores(work: Callable[[_Shot], None], shots: Sequence[_Shot]) -> Iterator[None]:
+    """Do the work for each shot; where many pay for the start of processes, on all cores."""
+    num_workers = min(count_cores(), len(shots) // _SHOTS_PER_PROCESS)
+    if num_workers < 2:
+        yield from map(work, shots)
+        return
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_become_painter)
+    try:
+        yield from pool.map(work, shots, chunksize=4)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that paints scenes was killed. If memory is short, ask for smaller scenes."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _become_painter() -> None:
+    """Leave Ctrl-C to the process that asked, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+
+
+def _draw_shot(root: Path, shot: _Shot, *, size: tuple[int, int], seed: int, with_coarse: bool) -> None:
+    scene = paint_scene(*size, seed * _SEED_STRIDE + shot.number, draw_casting(seed, shot.number))
+    _write_shot(root, shot, scene, with_coarse)
 
 
 def _write_shot(root: Path, shot: _Shot, scene: Scene, with_coarse: bool) -> None:

@@ -13,6 +13,7 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
 
+from cityopt.data import synthetic
 from cityopt.data.scenery.casting import Casting
 from cityopt.data.scenery.rasters import rasterise_instances
 from cityopt.data.scenery.scene import paint_scene
@@ -144,6 +145,13 @@ def test_scene_does_not_depend_on_the_number_of_images_before_it(tmp_path: Path)
         tree_bytes(tmp_path / "more" / "leftImg8bit" / "train"),
     )
     assert few.items() <= more.items()
+
+
+def test_several_processes_write_the_bytes_that_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, cores in (("one", 1), ("two", 2)):
+        monkeypatch.setattr(synthetic, "count_cores", lambda cores=cores: cores)
+        write_synthetic(tmp_path / name, num_images=64, size=(32, 64), seed=5)
+    assert len(tree_bytes(tmp_path / "one")) > 64 and tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
 
 
 def test_scene_without_anybody_has_no_instances() -> None:

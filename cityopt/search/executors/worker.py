@@ -4,7 +4,6 @@ Started by `local.py` as `python -m cityopt.search.executors.worker FD DEVICE`. 
 Messages are JSON, one per packet. In: `run`, `answer`. Out: `ready`, `progress`, `epoch`, `ended`.
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -21,13 +20,14 @@ from typing import Any
 
 from cityopt.config import RunConfig
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, TrainingError, WeightsError
+from cityopt.runtime import die_with_parent
 from cityopt.search.executors.base import Answer
 
 
 def main() -> None:
     """Serve until the coordinator closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
-    _die_with_parent()
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     _Session(Connection(int(sys.argv[1])), device=sys.argv[2]).serve()
 
@@ -111,12 +111,6 @@ def _log_into(path: Path) -> None:
         os.dup2(descriptor, stream)
     os.close(descriptor)
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} attempt begins, pid {os.getpid()}", flush=True)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the coordinator dies; elsewhere the closed pipe does it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":
