@@ -87,9 +87,17 @@ def test_scenes_can_be_made_and_checked_when_there_is_no_data(call, tmp_path):
     assert (code, err) == (0, "") and document["root"] == str(out)
     assert sum(split["images"] for split in document["splits"].values()) == 4
     assert all(set(split) == {"images", "labels", "problems"} for split in document["splits"].values())
-    (next((out / "gtFine").rglob("*_instanceIds.png"))).unlink()
+    next((out / "gtFine" / "train").rglob("*_instanceIds.png")).unlink()
     code, said, err = call("data", "check", "--data", out)
-    assert "problems" in said
+    assert (code, err) == (1, "") and "_instanceIds.png" in said
+
+
+def test_anchors_are_refused_for_a_family_without_before_anything_is_written(call, tmp_path):
+    end = ("--data", "synthetic", "--store", tmp_path / "store")
+    code, said, err = call("anchors", "--study", "unet", *end)
+    assert (code, said) == (1, "") and "`model.family: unet`, which has no anchors" in err
+    code, said, err = call("anchors", "--study", "demo", "--data", tmp_path / "nowhere", *end[2:])
+    assert (code, said) == (1, "") and "nowhere" in err and not (tmp_path / "store").exists()
 
 
 @pytest.fixture(scope="module")

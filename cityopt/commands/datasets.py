@@ -17,16 +17,21 @@ from cityopt.commands.options import (
 
 
 def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Say what a Cityscapes tree holds, what is missing and what is broken.
+    """Say what a Cityscapes tree holds, what is missing and what is broken; exit code 1 if anything is.
 
     Example: cityopt data check --data /data/cityscapes
     """
     from cityopt.data.check import check_dataset
     from cityopt.data.roots import choose_root
     from cityopt.report.tables import print_check
+    from cityopt.report.terminal import open_observer
 
-    found = check_dataset(Path(choose_root(data, None)))
-    show(as_json, found, lambda: print_check(open_console(), found))
+    console = open_console(quiet=as_json)
+    root = Path(choose_root(data, None))
+    with open_observer(console) as observer:
+        found = check_dataset(root, lambda done, total: observer.show_preparation("reading every file", done, total))
+    show(as_json, found, lambda: print_check(console, found))
+    raise SystemExit(int(any(split["problems"] for split in found["splits"].values())))
 
 
 def data_stats(

@@ -133,13 +133,12 @@ def anchors(
     """
     from cityopt.report.tables import print_anchors
     from cityopt.report.terminal import open_observer
-    from cityopt.search.preparation import prepare_study
-    from cityopt.store import open_store
+    from cityopt.search.preparation import fit_anchors
 
     config = load(study, settings, None, seed, {})
     console = open_console(quiet=as_json)
     with open_observer(console) as observer:
-        report = prepare_study(config, open_store(store), data=data, observer=observer).anchor_report
+        report = fit_anchors(config, store=store, data=data, observer=observer)
     show(as_json, report, lambda: print_anchors(console, report))
 
 

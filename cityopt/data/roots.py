@@ -6,6 +6,7 @@ First of all in the flow, for every command that reads images.
 import fcntl
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 from cityopt.config import SyntheticConfig
@@ -43,5 +44,7 @@ def make_scenes(config: SyntheticConfig, cache: Path, on_count: Progress | None 
     cache.mkdir(parents=True, exist_ok=True)
     with root.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in cache.glob(f".{root.name}-*"):  # of a process that was killed: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
         write_synthetic(root, num_images=config.num_images, size=config.size, seed=config.seed, progress=on_count)
     return root

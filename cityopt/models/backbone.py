@@ -9,7 +9,6 @@ Source: He et al., Deep Residual Learning (1512.03385), section 4; Lin et al., F
 Networks (1612.03144), section 3.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-
-logger = logging.getLogger(__name__)
 
 Norm = Literal["frozen", "batch"]
 """`frozen`: the batch norm of pretrained weights, all of it constant; `batch`: one that learns, for random values."""

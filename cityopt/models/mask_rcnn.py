@@ -8,7 +8,6 @@ Shapes: B images of any size `(3, H, W)`, N detections of one image, M cells of 
 Source: He et al., Mask R-CNN (1703.06870).
 """
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +20,6 @@ from cityopt.models.masks import Prediction, encode_masks, paste_mask, scale_box
 from cityopt.models.proposals import RegionProposals
 from cityopt.models.roi_heads import Detections, RoiHeads
 from cityopt.models.segmentation_model import IMAGE_MEAN, IMAGE_STD, InstanceModel, Target
-
-logger = logging.getLogger(__name__)
 
 _STD = {"torchvision": IMAGE_STD, "detectron2": (1 / 255, 1 / 255, 1 / 255)}
 """By flavour: detectron2 takes the same mean from pixels in 0..255 and divides by nothing."""

@@ -7,7 +7,7 @@ is `R_y @ crop @ R_x^T`, and the crop is the part of the map that the box covers
 
 Shapes: R boxes, M cells per side, S pixels per side of a crop.
 
-Source: He et al., Mask R-CNN (1703.06870), section 3; facts on aligned soft targets in the README's table.
+Source: He et al., Mask R-CNN (1703.06870), section 3; what soft aligned targets are worth: `cityopt.models.ceiling`.
 """
 
 from collections.abc import Sequence

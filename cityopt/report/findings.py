@@ -19,7 +19,7 @@ from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import ENDING, StudyStatus, TrialStatus, build_status
-from cityopt.search.study import is_locked, load_stored_study, open_storage
+from cityopt.search.study import is_swept, load_stored_study, open_storage
 from cityopt.store import find_store
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
 
@@ -135,7 +135,7 @@ def read_findings(store: Path, name: str) -> Findings:
     store = find_store(store, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, config, facts = load_stored_study(open_storage(store), name)
-    is_live = is_locked(store, name)
+    is_live = is_swept(store, name)
     status = build_status(study, config, live=is_live)
     messages = [(frozen.user_attrs.get(ENDING) or {}).get("message", "") for frozen in study.get_trials(deepcopy=False)]
     trials = tuple(_read_trial(store, *pair) for pair in zip(status.trials, messages, strict=False))

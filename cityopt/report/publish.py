@@ -38,8 +38,11 @@ def write_report(store: Path, name: str, out: Path) -> str:
 
 def publish_report(store: Path, name: str) -> str:
     """Put a study's report on the study's run; returns a line that says where it is, or what went wrong."""
-    findings = read_findings(store, name)
-    path, warning = _warn_of_failure(findings, write_page(findings).encode())
+    try:
+        findings = read_findings(store, name)
+        path, warning = _warn_of_failure(findings, write_page(findings).encode())
+    except Exception as error:  # whatever it is, it must not hide how the sweep or promotion ended
+        return f"The report could not be made ({type(error).__name__}: {error}). See: cityopt report --study {name}"
     return warning or f"Report: {path}"
 
 

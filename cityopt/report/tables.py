@@ -39,6 +39,10 @@ def print_leaderboard(console: Console, status: "StudyStatus", *, limit: int = 2
     console.print(table)
     if len(status.trials) > limit:
         console.print(f"… and {len(status.trials) - limit} more; all of them with --json")
+    for trial in status.trials:
+        if trial.state == "failed":
+            text = f"trial {trial.number} failed ({trial.reason}): {trial.message or 'see the log of its run'}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def format_settings(settings: Mapping[str, Scalar]) -> str:

@@ -5,13 +5,12 @@ metrics are on disk before Optuna hears of them; its end is in the folder (`stat
 told, and Optuna is told before MLflow shows it. What the next start finds half done, it finishes.
 """
 
-import logging
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -21,15 +20,26 @@ from optuna.trial import TrialState as OptunaState
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder
 from cityopt.dimension import Scalar
-from cityopt.errors import CityoptError, ConfigError, DataError, StoreError
-from cityopt.search.executors.base import EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
+from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, WeightsError
+from cityopt.search.executors.base import (
+    NEVER_BEGAN,
+    EpochDone,
+    Event,
+    Executor,
+    Job,
+    JobEnded,
+    Progressed,
+    WorkerReady,
+)
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
+from cityopt.search.pretrained import check_weights
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, build_status, describe_trials, find_best_reported
 from cityopt.search.study import name_cause
+from cityopt.search.tags import describe_data, describe_run
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
 from cityopt.tracking.run_folder import (
@@ -38,6 +48,7 @@ from cityopt.tracking.run_folder import (
     NOTE,
     RunFolder,
     Status,
+    read_records,
     read_status,
     tolerating_full_disk,
     write_atomically,
@@ -53,7 +64,6 @@ STOPS_STUDY: dict[str, type[CityoptError]] = {"data": DataError, "config": Confi
 """Reasons that would fail every trial."""
 
 _KEPT = "The study stops and keeps its trial: once that is mended, the same command goes on."
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -141,6 +151,11 @@ class Coordinator:
             return
         run_id = self._open_run(trial, config, settings)
         running = RunningTrial(trial, run_id, config)
+        try:
+            check_weights(config.model)
+        except WeightsError as error:  # a searched pair that does not exist: nothing that other trials share
+            self._end(running, Status("failed", "config", str(error)))
+            return
         if not self._may_try(running):
             self._end(running, Status("failed", "crash", f"{MAX_STALLED} attempts ended without a finished epoch"))
             return
@@ -206,19 +221,25 @@ class Coordinator:
         self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)
 
     def _take_end(self, running: RunningTrial, event: JobEnded) -> None:
-        seconds = float(event.result.get("seconds", 0.0))
         if event.outcome == "lost":
+            if event.reason == NEVER_BEGAN:
+                self._forgive_attempt(running.trial)
             self.observer.say(f"{running.config.name}: {event.message}; it is tried again from its last epoch.")
             self._adopted.insert(0, running.trial)
         elif event.reason == "disk":  # says nothing about the trial, and would fail every other
             self._running[running.run_id] = running
             raise StoreError(f"{running.config.name}: {event.message} {_KEPT}")
         elif event.outcome == "failed":
-            self._end(running, Status("failed", event.reason, event.message, seconds))
+            self._end(running, Status("failed", event.reason, event.message, self._measure_seconds(running.run_id)))
             if event.reason in STOPS_STUDY:
                 raise STOPS_STUDY[event.reason](f"{running.config.name}: {event.message}")
         else:
-            self._end(running, Status("complete" if event.outcome == "complete" else "pruned", seconds=seconds))
+            outcome: Literal["complete", "pruned"] = "complete" if event.outcome == "complete" else "pruned"
+            self._end(running, Status(outcome, seconds=float(event.result["seconds"])))
+
+    def _measure_seconds(self, run_id: str) -> float:
+        """Return the time that went into a run's finished epochs, for one that cannot say so itself."""
+        return sum(record.metrics.get("system/epoch_s", 0.0) for record in read_records(self._folder(run_id))[0])
 
     def _end(self, running: RunningTrial, status: Status) -> None:
         """End a trial: first in its folder, then in Optuna, then in MLflow."""
@@ -302,10 +323,18 @@ class Coordinator:
         status = read_status(self._folder(run_id)) if run_id else None
         if run_id:
             self.executor.end_survivor(self._folder(run_id))
+            self._report_forgotten(trial, frozen, self._folder(run_id))
         if status is None:
             self._adopted.append(trial)
         else:
             self._conclude(trial, str(run_id), status)
+
+    def _report_forgotten(self, trial: optuna.Trial, frozen: FrozenTrial, folder: Path) -> None:
+        """Tell Optuna the epochs that the folder has and it lacks: a power cut may take a database's last commits."""
+        metric = self.config.search.metric
+        for record in read_records(folder)[0]:
+            if metric in record.metrics and record.step not in frozen.intermediate_values:
+                trial.report(record.metrics[metric], record.step)
 
     def _end_stragglers(self) -> None:
         """End MLflow runs that are RUNNING though their trial has ended, or never heard of them."""
@@ -346,25 +375,6 @@ class Coordinator:
 def run_folder(store: Path, run_id: str) -> Path:
     """Return the folder of a run."""
     return store / "runs" / run_id
-
-
-def describe_data(facts: StudyFacts) -> dict[str, Any]:
-    """Return the tags that say which images a study stands on."""
-    return {
-        "cityopt.dataset_fingerprint": facts.fingerprint,
-        "cityopt.subset_hash": facts.subset_hash,
-        "cityopt.holdout_hash": facts.holdout_hash,
-    }
-
-
-def describe_run(config: RunConfig) -> dict[str, Any]:
-    """Return the tags that say how a run was made and by which protocol it is judged."""
-    return {
-        "cityopt.seed": config.seed,
-        "cityopt.threads": config.threads,
-        "cityopt.protocol": "coco" if config.model.task == "instance" else "cityscapes semantic",
-        "cityopt.eval_size": "x".join(map(str, config.data.size)),
-    }
 
 
 def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:

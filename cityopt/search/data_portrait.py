@@ -20,6 +20,9 @@ Describe = Callable[[DataStatistics, NamedAnchors], Mapping[str, bytes]]
 FOLDER = "data"
 LAST_FILE = "stats.json"
 
+_PATIENCE_S = 2.0
+"""Seconds of waiting without a word."""
+
 
 class _StoppedError(Exception):
     """The sweep ends early; the next start measures the data again."""
@@ -43,11 +46,14 @@ def drawing_data(
     thread.start()
     try:
         yield stopped.set
+        thread.join(_PATIENCE_S)
+        if thread.is_alive() and not stopped.is_set():
+            observer.say("The look at the data is not finished yet. Ctrl-C leaves it to the next start.")
+        thread.join()
     except BaseException:
         stopped.set()
-        raise
-    finally:
         thread.join()
+        raise
 
 
 def _draw_data(

@@ -10,13 +10,15 @@ import numpy as np
 from cityopt.config import StudyConfig
 from cityopt.data.anchors import choose_anchors
 from cityopt.data.cache import ImageCache, open_cache
-from cityopt.data.cityscapes import FrameFacts, check_root
+from cityopt.data.cityscapes import FrameFacts, check_root, index_split
 from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
 from cityopt.data.subset import hash_names
 from cityopt.data.targets import find_instances
+from cityopt.errors import ConfigError
 from cityopt.search.observer import Observer
 from cityopt.search.space import training_subset, trial_holdout
 from cityopt.settings import replace_settings
+from cityopt.store import open_store
 from cityopt.training.dataset import Survey, pick_facts, survey_dataset
 
 
@@ -58,6 +60,26 @@ def prepare_study(config: StudyConfig, store: Path, *, data: str | None, observe
     report = _fit_anchors(config, *images) if config.model.task == "instance" else {}
     names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
     return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
+
+
+def fit_anchors(config: StudyConfig, *, store: Path, data: str | None, observer: Observer) -> dict[str, Any]:
+    """Return what `cityopt anchors` shows: a study's anchors, and their recall beside torchvision's defaults.
+
+    Raises ConfigError: the family has no anchors. Raises DataError: no dataset; the store is untouched then.
+    """
+    if config.model.task == "semantic":
+        raise ConfigError(
+            f"`cityopt anchors` is for models that find instances, but study {config.name!r} has "
+            f"`model.family: {config.model.family}`, which has no anchors."
+        )
+    check_dataset_exists(choose_root(data, config.data.root))
+    return prepare_study(config, open_store(store), data=data, observer=observer).anchor_report
+
+
+def check_dataset_exists(root: str) -> None:
+    """Refuse a wrong root before anything is written. Raises DataError."""
+    if root != SYNTHETIC:
+        index_split(root, "train")
 
 
 def _fit_anchors(config: StudyConfig, subset: ImageCache, holdout: ImageCache) -> dict[str, Any]:

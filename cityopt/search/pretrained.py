@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import StudyConfig
+from cityopt.config import ModelConfig, StudyConfig
 from cityopt.errors import WeightsError
 from cityopt.search.observer import Observer
 from cityopt.settings import replace_section
@@ -48,6 +48,14 @@ def fetch_weights(config: StudyConfig, observer: Observer) -> None:
     """Have the weights of a study at hand before its first trial. Raises WeightsError: they cannot be had."""
     for url in _list_addresses(config):
         _fetch(url, observer)
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Check that the weights of a trial exist for its network. Raises WeightsError."""
+    if model.weights != "none":
+        from cityopt.models.weights import find_url
+
+        find_url(model)
 
 
 def _list_addresses(config: StudyConfig) -> list[str]:

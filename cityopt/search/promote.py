@@ -17,7 +17,7 @@ from cityopt.config import ImageSet, RunConfig, StudyConfig, check_promoted, set
 from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import StudyError
 from cityopt.runtime import derive_seed
-from cityopt.search.coordinator import describe_data, describe_run, run_folder
+from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import open_root
@@ -28,6 +28,7 @@ from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
+from cityopt.search.tags import describe_data, describe_run
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
@@ -77,7 +78,7 @@ def run_promotion(
     check_promoted(settings, "--set")
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
-    with lock_study(folder, name), naming_interrupts():
+    with lock_study(folder, name, "promotion"), naming_interrupts():
         storage = open_storage(folder)
         study, config, facts = load_stored_study(storage, name)
         winner = pick_winner(study, config)

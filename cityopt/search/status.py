@@ -11,7 +11,7 @@ from optuna.trial import TrialState as OptunaState
 from cityopt.config import StudyConfig
 from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
-from cityopt.search.study import is_locked, load_stored_study, open_storage
+from cityopt.search.study import is_swept, load_stored_study, open_storage
 from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
@@ -28,6 +28,12 @@ class TrialStatus:
     params: dict[str, Scalar]
     run_id: str | None
     seconds: float | None
+    message: str = ""
+    """What went wrong, in words; not part of the JSON, where `reason` is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a trial of `cityopt status --json`."""
+        return {key: value for key, value in asdict(self).items() if key != "message"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class StudyStatus:
             "metric": self.metric,
             "direction": self.direction,
             "best": best,
-            "trials": [asdict(trial) for trial in self.trials],
+            "trials": [trial.to_json() for trial in self.trials],
         }
 
 
@@ -73,7 +79,7 @@ def read_status(store: Path, name: str) -> StudyStatus:
     """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
     store = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(store), name)
-    return build_status(study, config, live=is_locked(store, name))
+    return build_status(study, config, live=is_swept(store, name))
 
 
 def build_status(study: optuna.Study, config: StudyConfig, *, live: bool) -> StudyStatus:
@@ -112,5 +118,12 @@ def _describe(trial: FrozenTrial, live: bool, maximize: bool) -> TrialStatus:
     value = trial.value if state == "complete" else None if state == "failed" else find_best_reported(trial, maximize)
     params = trial.params or trial.system_attrs.get("fixed_params", {})
     return TrialStatus(
-        trial.number, state, reason, value, dict(params), trial.user_attrs.get(RUN_ID), ending.get("seconds")
+        trial.number,
+        state,
+        reason,
+        value,
+        dict(params),
+        trial.user_attrs.get(RUN_ID),
+        ending.get("seconds"),
+        ending.get("message", ""),
     )

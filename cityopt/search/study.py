@@ -130,8 +130,8 @@ def describe_differences(
 
 
 @contextmanager
-def lock_study(store: Path, name: str) -> Iterator[None]:
-    """Hold a study as its only writer. The lock goes with the process, however it ends.
+def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
+    """Hold a study as its only writer; `what` says at which work. The lock goes with the process, however it ends.
 
     Raises StoreError when another process holds it.
     """
@@ -146,13 +146,13 @@ def lock_study(store: Path, name: str) -> Iterator[None]:
                 f"Wait for it or stop it; watch it with: cityopt status --study {name}"
             )
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()}, {what}")
         file.flush()
         yield
 
 
-def is_locked(store: Path, name: str) -> bool:
-    """Say whether some process is at work on a study."""
+def is_swept(store: Path, name: str) -> bool:
+    """Say whether some process is at work on a study's trials (not on its promotion)."""
     path = store / "locks" / f"{name}.lock"
     if not path.is_file():
         return False
@@ -160,7 +160,7 @@ def is_locked(store: Path, name: str) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return True
+            return not file.read().endswith(", promotion")
     return False
 
 

@@ -11,19 +11,19 @@ import yaml
 
 from cityopt.config import StudyConfig
 from cityopt.data.anchors import name_adopted
-from cityopt.data.cityscapes import index_split
-from cityopt.data.roots import SYNTHETIC, choose_root
+from cityopt.data.roots import choose_root
 from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
-from cityopt.search.coordinator import Coordinator, describe_data, run_folder
+from cityopt.search.coordinator import Coordinator, run_folder
 from cityopt.search.data_portrait import Describe, drawing_data
 from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
-from cityopt.search.preparation import PreparedStudy, prepare_study
+from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
+from cityopt.search.tags import describe_data
 from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_shipper import Shipper
@@ -120,12 +120,6 @@ def warn_of_frozen_noise(config: StudyConfig, observer: Observer) -> None:
         )
 
 
-def check_dataset_exists(root: str) -> None:
-    """Refuse a wrong root before anything is written. Raises DataError."""
-    if root != SYNTHETIC:
-        index_split(root, "train")
-
-
 def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:
     """Return the executor of a study: one worker on this machine. Raises ConfigError: there is no such device."""
     if device not in ("auto", "cpu"):
@@ -180,7 +174,7 @@ def open_parent(
         yield parent, shipper
     except BaseException as error:
         with tolerating_full_disk():
-            shipper.end(run_id, "FINISHED" if isinstance(error, StoppedError) else "FAILED")
+            shipper.end(run_id, "FINISHED" if isinstance(error, StoppedError | KeyboardInterrupt) else "FAILED")
         raise
     else:
         shipper.end(run_id, "FINISHED")

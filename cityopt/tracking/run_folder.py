@@ -203,8 +203,13 @@ class RunFolder(Tracker):
 
 
 def begin_attempt(folder: Path, token: str, pid: int | None = None, started: float | None = None) -> None:
-    """Give a run's folder, made where it is missing, to the attempt with this token. Earlier ones are stale then."""
+    """Give a run's folder, made where it is missing, to the attempt with this token. Earlier ones are stale then.
+
+    What an earlier one was writing when it was killed is removed: a checkpoint can be hundreds of megabytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.partial"):
+        left.unlink(missing_ok=True)
     attempt = Attempt(token, pid or os.getpid(), time.time() if started is None else started)
     write_json(folder / ATTEMPT, asdict(attempt))
 
@@ -216,7 +221,8 @@ def read_attempt(folder: Path) -> Attempt | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Record how a run ended. For the coordinator alone."""
+    """Record how a run ended, also one that no attempt began. For the coordinator alone."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / STATUS, asdict(status))
 
 

@@ -39,6 +39,15 @@ def test_missing_root_is_refused_with_all_ways_to_give_one(monkeypatch):
         choose_root(None, None)
 
 
+def test_what_a_killed_process_left_is_removed_when_scenes_are_made(tmp_path):
+    root = make_scenes(SMALL, tmp_path)
+    left, other = tmp_path / f".{root.name}-left", tmp_path / ".synthetic-other"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "half.png").write_bytes(b"half")
+    assert make_scenes(SMALL, tmp_path) == root and not left.exists() and other.exists()
+
+
 _MAKE = """
 import sys
 from pathlib import Path

@@ -40,6 +40,15 @@ def test_report_is_written_with_a_warning_when_mlflow_has_no_such_run(mlflow_sto
     assert "no run of the study 'parentless'" in publish_report(mlflow_store.store, "parentless")
 
 
+def test_flaw_of_the_page_does_not_hide_how_a_sweep_ended(tmp_path, monkeypatch):
+    def break_down(*_):
+        raise KeyError("a flaw")
+
+    monkeypatch.setattr("cityopt.report.publish.read_findings", break_down)
+    said = publish_report(tmp_path, "tiny")
+    assert said == "The report could not be made (KeyError: 'a flaw'). See: cityopt report --study tiny"
+
+
 def test_errors_end_with_what_to_do(tmp_path):
     with pytest.raises(StoreError, match="cityopt sweep --study streets --store"):
         write_report(tmp_path, "streets", tmp_path / "page.html")

@@ -89,6 +89,13 @@ def test_leaderboard_says_what_it_leaves_out_when_trials_are_many(console):
     assert "… and 26 more" in lines(console)[-1] and "--json" in lines(console)[-1]
 
 
+def test_failures_are_told_in_words_however_many_trials_rank_before_them(console):
+    trials = [trial(number, "complete", value=0.1) for number in range(30)]
+    trials.append(replace(trial(30, "failed", reason="oom"), message="memory ran out [2 GiB]"))
+    print_leaderboard(console, StudyStatus("demo", "val/coco/segm/ap", "maximize", trials[0], trials))
+    assert "trial 30 failed (oom): memory ran out [2 GiB]" in lines(console)
+
+
 def test_leaderboard_says_so_when_there_is_no_trial(console):
     print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", None, []))
     assert "no trial yet" in lines(console)[0]

@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 
 from cityopt.config import RunConfig
 from cityopt.errors import StoreError
-from cityopt.search.executors.base import Answer, EpochDone, Event, Executor, Job, JobEnded
+from cityopt.search.executors.base import NEVER_BEGAN, Answer, EpochDone, Event, Executor, Job, JobEnded
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, begin_attempt, read_records
@@ -21,11 +21,13 @@ AP = "val/coco/segm/ap"
 
 @dataclass(frozen=True)
 class Script:
-    """What a worker would do: an objective per epoch, then the end. `lost_before` is the epoch it never finishes."""
+    """What a worker would do: an objective per epoch, then the end. `lost_before` is the epoch it never finishes;
+    `is_warm` False: it was lost before it was ready."""
 
     values: tuple[float, ...]
     reason: str = ""
     lost_before: int | None = None
+    is_warm: bool = True
 
 
 Play = Callable[[RunConfig, int], Script]
@@ -82,9 +84,12 @@ class ScriptedExecutor(Executor):
         for epoch in range(max(len(done), 1), len(script.values) + 1):
             if epoch not in done:
                 if epoch == script.lost_before:
-                    yield JobEnded(job.run_id, "lost", reason="crash", message="the worker ended: SIGKILL")
+                    reason = "crash" if script.is_warm else NEVER_BEGAN
+                    yield JobEnded(job.run_id, "lost", reason=reason, message="the worker ended: SIGKILL")
                     return
-                folder.log_metrics({AP: script.values[epoch - 1], "train/loss/total": 1.0 / epoch}, epoch)
+                folder.log_metrics(
+                    {AP: script.values[epoch - 1], "train/loss/total": 1.0 / epoch, "system/epoch_s": 1.5}, epoch
+                )
             self._answer = None
             metrics = next(r.metrics for r in reversed(read_records(job.folder)[0]) if r.step == epoch)
             yield EpochDone(job.run_id, epoch, metrics)

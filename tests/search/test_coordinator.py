@@ -215,7 +215,7 @@ def test_trial_fails_with_its_reason_when_training_does(bench, reason, state, co
     run = it.runs()["trial-0000"]
     assert run.info.status == "FAILED"
     assert run.data.tags["cityopt.reason"] == reason and run.data.tags["cityopt.message"] == f"it was {reason}"
-    assert read_status(run_folder(it.store, run.info.run_id)) == Status("failed", reason, f"it was {reason}")
+    assert read_status(run_folder(it.store, run.info.run_id)) == Status("failed", reason, f"it was {reason}", 1.5)
 
 
 @pytest.mark.parametrize(("reason", "error"), [("data", DataError), ("config", ConfigError)])
@@ -300,6 +300,13 @@ def test_trial_fails_as_crash_when_three_attempts_finish_no_epoch(bench):
     status = describe_trials(it.study, live=False)[0]
     assert (status.state, status.reason) == ("failed", "crash")
     assert it.runs()["trial-0000"].info.status == "FAILED"
+
+
+def test_attempts_are_forgiven_when_the_worker_was_not_ready(bench):
+    it = bench(trials=1)
+    lost = Script((0.1, 0.2, 0.3), lost_before=1, is_warm=False)
+    executor = it.live(lambda config, attempt: lost if attempt <= 5 else Script((0.1, 0.2, 0.3)))
+    assert len(executor.jobs) == 6 and it.study.trials[0].state == TrialState.COMPLETE
 
 
 def test_attempts_are_forgiven_when_each_finishes_an_epoch(bench):
@@ -438,6 +445,37 @@ def test_end_in_a_folder_is_told_when_a_coordinator_died_before_it_could(bench):
     assert executor.jobs == [] and executor.survivors == [folder]
     assert it.study.trials[0].state == TrialState.PRUNED and dict(it.study.trials[0].constraints) == {"nan": 1.0}
     assert it.runs()["trial-0000"].info.status == "FAILED"
+
+
+def test_epochs_of_the_folder_are_told_when_the_database_lost_them_with_the_power(bench):
+    it = bench(trials=1)
+    with pytest.raises(Killed):
+        it.live(lambda config, attempt: (_ for _ in ()).throw(Killed()))
+    (trial,) = it.study.trials
+    folder = run_folder(it.store, trial.user_attrs[RUN_ID])
+    begin_attempt(folder, "before the power cut")
+    for epoch, value in enumerate((0.4, 0.2, 0.3), start=1):
+        RunFolder(folder, "before the power cut").log_metrics({AP: value}, epoch)
+    write_status(folder, Status("complete", seconds=3.0))
+    executor = it.live(always(0.0, 0.0, 0.0))
+    (trial,) = it.study.trials
+    assert executor.jobs == [] and (trial.state, trial.value) == (TrialState.COMPLETE, 0.4)
+    assert trial.intermediate_values == {1: 0.4, 2: 0.2, 3: 0.3}
+
+
+def test_trial_fails_alone_when_its_weights_do_not_exist_for_its_backbone(bench):
+    space = {
+        "model.weights": {"type": "categorical", "choices": ["coco", "none"]},
+        "model.backbone": {"type": "categorical", "choices": ["resnet50", "resnet101"]},
+    }
+    it = bench(trials=8, space=space, sampler={"name": "random"})
+    it.live(always(0.1, 0.2, 0.3))
+    clashing = {t.number for t in it.study.trials if t.params == dict(zip(space, ("coco", "resnet101"), strict=True))}
+    assert 0 < len(clashing) < 8
+    failed = [status for status in describe_trials(it.study, live=False) if status.state == "failed"]
+    assert {status.number for status in failed} == clashing and {status.reason for status in failed} == {"config"}
+    assert all("model.weights: coco" in status.message for status in failed)
+    assert {run.info.status for run in it.runs().values()} == {"FINISHED", "FAILED"}
 
 
 CAST = {

@@ -18,7 +18,7 @@ from cityopt.runtime import count_cores
 from cityopt.search.study import (
     describe_differences,
     find_threads,
-    is_locked,
+    is_swept,
     load_stored_study,
     lock_study,
     open_storage,
@@ -152,30 +152,37 @@ with lock_study(pathlib.Path(sys.argv[1]), "small"):
 
 
 def test_second_coordinator_is_refused_with_the_pid_when_one_is_at_work(tmp_path):
-    assert not is_locked(tmp_path, "small")
+    assert not is_swept(tmp_path, "small")
     command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert is_locked(tmp_path, "small") and not is_locked(tmp_path, "other")
+        assert is_swept(tmp_path, "small") and not is_swept(tmp_path, "other")
         with (
-            pytest.raises(StoreError, match=rf"at work in another process \(pid {holder.pid}\)"),
+            pytest.raises(StoreError, match=rf"at work in another process \(pid {holder.pid}, sweep\)"),
             lock_study(tmp_path, "small"),
         ):
             pytest.fail("two hold one study")
         with lock_study(tmp_path, "other"):
             pass
         holder.kill()
-    assert not is_locked(tmp_path, "small")  # the lock goes with its process
+    assert not is_swept(tmp_path, "small")  # the lock goes with its process
     with lock_study(tmp_path, "small"):
-        assert (tmp_path / "locks" / "small.lock").read_text() == str(os.getpid())
-        assert is_locked(tmp_path, "small")
+        assert (tmp_path / "locks" / "small.lock").read_text() == f"{os.getpid()}, sweep"
+        assert is_swept(tmp_path, "small")
 
 
-def test_study_is_locked_all_the_same_when_somebody_looks_at_the_lock_just_then(tmp_path):
+def test_study_is_not_swept_when_its_promotion_is_at_work(tmp_path):
+    with lock_study(tmp_path, "small", "promotion"):
+        assert not is_swept(tmp_path, "small")
+        with pytest.raises(StoreError, match="promotion"), lock_study(tmp_path, "small"):
+            pytest.fail("two hold one study")
+
+
+def test_study_is_swept_all_the_same_when_somebody_looks_at_the_lock_just_then(tmp_path):
     with lock_study(tmp_path, "small"):
         pass
-    with (tmp_path / "locks" / "small.lock").open() as file:  # as `is_locked` does, only longer
+    with (tmp_path / "locks" / "small.lock").open() as file:  # as `is_swept` does, only longer
         fcntl.flock(file, fcntl.LOCK_SH)
         threading.Timer(0.2, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
         with lock_study(tmp_path, "small"):
-            assert is_locked(tmp_path, "small")
+            assert is_swept(tmp_path, "small")

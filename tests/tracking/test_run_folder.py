@@ -102,6 +102,13 @@ def test_writing_is_refused_when_another_attempt_has_the_folder(tmp_path: Path) 
     RunFolder(tmp_path, "new").check_attempt()
 
 
+def test_half_a_checkpoint_is_removed_when_the_next_attempt_begins(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.77.partial").write_bytes(b"half")
+    (tmp_path / "last.pt").write_bytes(b"whole")
+    begin_attempt(tmp_path, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt.json", "last.pt"]
+
+
 def test_folder_is_claimed_when_nobody_began_an_attempt(tmp_path: Path) -> None:
     RunFolder(tmp_path / "new", "mine")
     attempt = read_attempt(tmp_path / "new")

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from cityopt.config import RunConfig
 
 Answer = Literal["continue", "stop"]
+NEVER_BEGAN = "never_began"
+"""Reason of a job that was lost with a worker that was not ready yet: it says nothing about the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class JobEnded:
     """A run ended.
 
     `complete` and `stopped` bring the training's result; `failed` brings a reason (`nan`, `oom`, `crash`,
-    `disk`, `data`, or `config` for a setting that cannot work); `lost` means that the worker died.
+    `disk`, `data`, or `config` for a setting that cannot work); `lost` means that the worker died (`crash`), maybe
+    before it was ready (`never_began`).
     """
 
     run_id: str

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from cityopt.errors import StoreError
-from cityopt.search.executors.base import Answer, EpochDone, Event, Executor, Job, JobEnded, Progressed, WorkerReady
+from cityopt.search.executors.base import (
+    NEVER_BEGAN,
+    Answer,
+    EpochDone,
+    Event,
+    Executor,
+    Job,
+    JobEnded,
+    Progressed,
+    WorkerReady,
+)
 from cityopt.tracking.run_folder import begin_attempt, read_attempt
 
 _MAX_EARLY_DEATHS = 3
@@ -119,7 +129,8 @@ class LocalExecutor(Executor):
         self._workers[self._workers.index(worker)] = self._spawn(worker.slot)
         if worker.job is None:
             return []
-        return [JobEnded(worker.job.run_id, "lost", reason="crash", message=f"the worker ended: {ending}")]
+        reason = "crash" if worker.is_warm else NEVER_BEGAN
+        return [JobEnded(worker.job.run_id, "lost", reason=reason, message=f"the worker ended: {ending}")]
 
 
 class _Worker:
