@@ -171,7 +171,7 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
     """Name what a score may depend on beside the config: versions, machine, device, threads, commit."""
     import torch
 
-    packages = {name: importlib.metadata.version(name) for name in ("cityopt", "torch", "torchvision", "numpy")}
+    packages = {name: _find_version(name) for name in ("cityopt", "torch", "torchvision", "numpy")}
     git = read_git_state()
     return {
         **packages,
@@ -183,6 +183,14 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
         "git_commit": git.commit,
         "git_dirty": str(git.dirty).lower(),
     }
+
+
+def _find_version(package: str) -> str:
+    """Return the version of a package; one on the path may not be installed, as on a machine without an index."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @lru_cache
