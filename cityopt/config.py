@@ -14,7 +14,7 @@ from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
 from cityopt.settings import Section, name_nearest, replace_settings, set_in_tree, validate
 
-_SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur")
+_SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur", "data.repeat_threshold")
 _PROMOTED_DATA = (*_SEARCHED_DATA, "data.size", "data.num_workers")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -50,6 +50,8 @@ class DataConfig(Section):
     """Strength of random brightness, contrast and saturation (20 % each) and hue (10 %); 1 is all of it, 0 none."""
     blur: Fraction = 0.0
     """Chance of a Gaussian blur with a sigma of 0.1 to 2 px."""
+    repeat_threshold: Fraction = 0.0
+    """Images are drawn more often for classes that fewer than this share of them show; 0 draws each once an epoch."""
     num_workers: Annotated[int, Field(strict=True, ge=0)] = 0
     """Loader processes per training; 0 loads in the training process."""
     synthetic: SyntheticConfig = SyntheticConfig()

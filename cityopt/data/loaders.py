@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cityopt.config import DataConfig, Task
 from cityopt.data.augment import augment_sample
+from cityopt.data.balance import draw_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.targets import find_instances, find_train_ids
 from cityopt.runtime import derive_seed
@@ -52,15 +53,19 @@ def build_loader(
     train: bool,
     device: torch.device | str = "cpu",
     task: Task = "instance",
+    weights: NDArray[np.float64] | None = None,
 ) -> Iterable[Batch]:
     """Return the batches of one epoch over cached images.
 
     In training they are shuffled and augmented, and an incomplete last batch is dropped unless it is the only one;
-    otherwise they come in the order of `indices`, as they are, to the last one. No index, no batch.
+    otherwise they come in the order of `indices`, as they are, to the last one. No index, no batch. With `weights`,
+    one for each index, a training epoch draws as many images in proportion to them: see `balance.draw_images`.
     """
     order = list(indices)
     if train:
-        order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(order).tolist()
+        rng = np.random.default_rng(derive_seed(seed, "order", epoch))
+        drawn = rng.permutation(len(order)) if weights is None else draw_images(weights, rng)
+        order = [order[place] for place in drawn]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if train and len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()

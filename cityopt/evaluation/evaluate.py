@@ -36,14 +36,17 @@ def evaluate_model(
     batch_size: int,
     prefix: str = "val",
     on_image: OnImage | None = None,
+    semantic_evaluator: SemanticEvaluator | None = None,
 ) -> dict[str, float]:
     """Return the metrics of the model's task, `<prefix>/coco/…` or `<prefix>/semantic/…`, NaN where nothing is to find.
 
-    Semantic models also get `<prefix>/loss/…`, the mean over images of the loss that they train with. The model must be
-    on `device`; it is left in the mode, training or evaluation, that it came in.
+    Semantic models also get `<prefix>/loss/…`, the mean over images of the loss that they train with; where the caller
+    wants more than a summary, it gives the `semantic_evaluator` that judges them. The model must be on `device`; it is
+    left in the mode, training or evaluation, that it came in.
     """
     if isinstance(model, SemanticModel):
-        return _evaluate_semantic(model, cache, indices, device, batch_size, prefix, on_image)
+        judge = semantic_evaluator or SemanticEvaluator()
+        return _evaluate_semantic(model, cache, indices, device, batch_size, prefix, on_image, judge)
     evaluator = CocoEvaluator()
     for index, prediction in predict_images(model, cache, indices, device=device, batch_size=batch_size):
         assert isinstance(prediction, Prediction)
@@ -61,9 +64,10 @@ def _evaluate_semantic(
     batch_size: int,
     prefix: str,
     on_image: OnImage | None,
+    evaluator: SemanticEvaluator,
 ) -> dict[str, float]:
     """Score maps of label ids and take the loss from the same logits."""
-    evaluator, sums, num_images = SemanticEvaluator(), dict[str, float](), 0
+    sums, num_images = dict[str, float](), 0
     for some, images in _load_images(model, cache, indices, device, batch_size):
         for index, logits in zip(some, model.find_logits(images), strict=True):
             raster = np.asarray(cache.instances[index])

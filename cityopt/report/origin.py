@@ -53,10 +53,20 @@ def write_dataset(findings: Findings) -> Markup:
             f"{facts.num_holdout}, of cities that no trial trains on (holdout {facts.holdout_hash})",
         ),
         ("size", f"{height} × {width} px"),
+        ("sampling", _describe_sampling(findings)),
         ("root", f"{data.root} ({facts.root})" if data.root == SYNTHETIC else facts.root),
         ("fingerprint", facts.fingerprint),
     ]
     return _write_facts(rows)
+
+
+def _describe_sampling(findings: Findings) -> str:
+    threshold = findings.config.data.repeat_threshold
+    if "data.repeat_threshold" in findings.config.search.space:
+        return "searched: data.repeat_threshold"
+    if threshold == 0:
+        return "each image once an epoch"
+    return f"images of classes that under {threshold:.0%} of them show are drawn more often (repeat factors)"
 
 
 def write_environment(findings: Findings) -> Markup:

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from cityopt.config import RunConfig
+from cityopt.data.balance import weigh_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
 from cityopt.data.targets import find_train_ids
 from cityopt.errors import ConfigError, DataError, TrainingError
+from cityopt.evaluation.confusion import FILE, format_confusion, take_counted
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
+from cityopt.evaluation.semantic import SemanticEvaluator
 from cityopt.labels import VOID
 from cityopt.models.build import build_model
 from cityopt.models.semantic_model import NUM_CLASSES, SemanticModel
@@ -123,6 +126,8 @@ class Trainer:
         self.steps_per_epoch = count_steps(len(data.train), config.training)
         self.images_per_epoch = min(len(data.train), self.steps_per_epoch * config.training.batch_size)
         self.state = TrainingState()
+        self._judge: SemanticEvaluator | None = None
+        self._image_weights = weigh_images(data.train, config.model.task, config.data.repeat_threshold)
 
     def start_or_resume(self) -> None:
         """Build model and optimiser, from `last.pt` where there is one, and write down what is being trained."""
@@ -178,6 +183,8 @@ class Trainer:
         state.history.append(EpochRecord(state.epoch, time.time_ns() // 1_000_000, metrics))
         if self._is_better(metrics[self.config.metric]):
             state.best_epoch, state.best_value = state.epoch, metrics[self.config.metric]
+        if self._judge is not None and self._keeps_epoch():
+            self.tracker.write_artifact(FILE, format_confusion(take_counted(self._judge.confusion)))
         self._write_checkpoints()
         self._log(state.history[-1])
 
@@ -215,6 +222,7 @@ class Trainer:
             train=True,
             device=self.device,
             task=self.config.model.task,
+            weights=self._image_weights,
         )
 
         def show(report: StepReport) -> None:
@@ -235,6 +243,7 @@ class Trainer:
     def _validate(self, epoch: int) -> dict[str, float]:
         cache = self.data.validation
         self.progress.begin("validate", epoch, len(cache), self.state.best_value)
+        self._judge = SemanticEvaluator() if self.config.model.task == "semantic" else None
         seen = iter(range(1, len(cache) + 1))
         return evaluate_model(
             self.model,
@@ -243,6 +252,7 @@ class Trainer:
             device=self.device,
             batch_size=choose_batch_size(self.config.data.size),
             on_image=lambda *_: self.progress.show(next(seen), len(cache)),
+            semantic_evaluator=self._judge,
         )
 
     def _resume(self, last: Path) -> None:

@@ -98,6 +98,14 @@ def test_build_loader_shuffles_by_seed_and_epoch_when_it_trains(cache: ImageCach
     assert_same(load(cache, epoch=2), load(cache, epoch=2))
 
 
+def test_build_loader_draws_by_weight_when_it_trains_alone(cache: ImageCache) -> None:
+    weights = np.array([float(len(cache)) ** 3] + [1.0] * (len(cache) - 1))
+    drawn = [index for batch in load(cache, weights=weights, batch_size=1) for index in batch.indices]
+    assert len(drawn) == len(cache) and drawn.count(0) >= len(cache) - 1
+    judged = [index for batch in load(cache, weights=weights, train=False) for index in batch.indices]
+    assert judged == list(range(len(cache)))
+
+
 def test_build_loader_augments_otherwise_in_another_epoch(cache: ImageCache) -> None:
     (first,), (second,) = (load(cache, [5], epoch=epoch) for epoch in (1, 2))
     assert not torch.equal(first.images[0], second.images[0])
