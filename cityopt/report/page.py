@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from cityopt.report.confusion import write_confusion
 from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, tag, void
 from cityopt.report.origin import write_anchors, write_command, write_dataset, write_environment
@@ -36,7 +37,8 @@ PARTS = (
     Part("curves", "How did the trials learn?", write_curves),
     Part("outcomes", "Where did the time go, and what failed?", lambda findings: _write_time(findings)),
     Part("promotion", "What did full training bring?", write_promotion),
-    Part("classes", "What does the model find, by class and by size?", lambda findings: _write_quality(findings)),
+    Part("classes", "What does the model find, class by class?", lambda findings: _write_quality(findings)),
+    Part("confusion", "Which classes are taken for which?", write_confusion),
     Part("pictures", "What does that look like?", write_pictures),
     Part("anchors", "Do the anchors fit the objects?", write_anchors),
     Part("origin", "What does it stand on?", lambda findings: _write_origin(findings)),
@@ -84,6 +86,8 @@ def _write_time(findings: Findings) -> Markup:
 
 def _write_quality(findings: Findings) -> Markup:
     by_class = tag("div", tag("h3", "By class"), write_class_scores(findings))
+    if findings.config.model.task == "semantic":
+        return by_class
     return join([by_class, tag("div", tag("h3", "By size"), write_size_scores(findings))])
 
 

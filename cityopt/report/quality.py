@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cityopt.evaluation.confusion import CLASS_NAMES
 from cityopt.labels import BY_NAME, LABELS, THING_NAMES
 from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, signed, tag
@@ -10,6 +11,8 @@ from cityopt.report.protocols import SIZES, describe_metric, list_class_scores, 
 from cityopt.report.tables import format_value
 
 _MAX_COLUMNS = 4
+_SHOWN = ("coco/segm/ap", "coco/segm/ap50", "cityscapes/ap", "cityscapes/ap50", "semantic/iou", "semantic/f1")
+"""Tables of scores by class that are worth a column."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ def write_class_scores(findings: Findings) -> Markup:
         Column(table.label, source.name, table.scores)
         for source in list_sources(findings)
         for table in list_class_scores(source.metrics)
-        if "/bbox/" not in table.prefix and (source.name.startswith("trial") or not table.prefix.endswith("ap50"))
+        if table.prefix.endswith(_SHOWN) and (source.name.startswith("trial") or not table.prefix.endswith("ap50"))
     ][:_MAX_COLUMNS]
     if not columns:
         return tag("p", "No model has been judged by class yet.", class_="empty")
     found = {name for column in columns for name in column.scores}
-    names = [label.name for label in LABELS if label.name in found | set(THING_NAMES)]
+    judged = THING_NAMES if findings.config.model.task == "instance" else CLASS_NAMES
+    names = [label.name for label in LABELS if label.name in found | set(judged)]
     names += sorted(found - set(names))
     keys = {name: _write_class_key(name) for name in names}
     missing = [name for name in names if name not in found]
