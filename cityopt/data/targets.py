@@ -79,7 +79,7 @@ def find_instances(raster: NDArray[Any]) -> Instances:
 
 def find_train_ids(raster: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the training ids `(H, W)` in 0 … 18, or 255, of an (H, W) raster of instanceIds of any integer type."""
-    train_ids: NDArray[np.uint8] = _TRAIN_ID[raster]
+    train_ids: NDArray[np.uint8] = _TRAIN_ID.take(raster)  # a third of the time of indexing
     return train_ids
 
 

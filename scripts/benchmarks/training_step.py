@@ -51,9 +51,9 @@ class Setup:
 
 def bench_training_step(*, quick: bool) -> list[Row]:
     """Measure a few steps of each side by turns."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     num_steps, rounds = (1, 1) if quick else (4, 25)
-    setup = prepare_setup(device, num_steps)
+    setup = prepare_setup("demo" if device.type == "cpu" else "maskrcnn", device, num_steps)
     model = build_model(setup.model).to(device)
     sides = {
         "ours": train_ours(setup, copy.deepcopy(model)),
@@ -71,9 +71,14 @@ def bench_training_step(*, quick: bool) -> list[Row]:
     ]
 
 
-def prepare_setup(device: torch.device, num_steps: int) -> Setup:
-    """Return the demo's setting on a CPU, the main study's on CUDA, with batches of synthetic scenes in memory."""
-    study = load_study(str(SWEEPS / ("demo.yaml" if device.type == "cpu" else "maskrcnn.yaml")))
+def choose_device() -> torch.device:
+    """Return the device that is measured."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare_setup(name: str, device: torch.device, num_steps: int) -> Setup:
+    """Return a study's setting, from random weights, with batches of synthetic scenes in memory."""
+    study = load_study(str(SWEEPS / f"{name}.yaml"))
     model = replace_section(study.model, weights="none", anchors="default", freeze_depth=0)
     training = replace_section(study.training, clip_norm=None, learning_rate=1e-6)
     num_train = num_steps * training.batch_size
@@ -91,6 +96,7 @@ def prepare_setup(device: torch.device, num_steps: int) -> Setup:
             epoch=1,
             train=False,
             device=device,
+            task=model.task,
         )
         return Setup(model, training, study.data.size, device, list(loader))
 
