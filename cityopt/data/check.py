@@ -16,6 +16,7 @@ from cityopt.data.cityscapes import (
     Frame,
     Labels,
     Progress,
+    check_names,
     check_root,
     check_same_size,
     label_path,
@@ -42,9 +43,10 @@ def check_dataset(root: str | Path, progress: Progress | None = None, *, workers
     path = check_root(root)
     frames = {split: list_frames(path, split, _main_labels(split)) for split in _SPLITS}
     total, done = sum(len(some) for some in frames.values()), 0
+    named: dict[str, Frame] = {}
     splits: dict[str, Any] = {}
     for split, some in frames.items():
-        problems = _list_orphans(path, split, some)
+        problems = _list_orphans(path, split, some) + _list_namesakes(path, some, named)
         with ThreadPoolExecutor(workers) as pool:
             for found in pool.map(lambda frame: list(_check_frame(path, frame)), some):
                 problems += found
@@ -119,6 +121,17 @@ def _list_orphans(root: Path, split: str, frames: list[Frame]) -> list[_Problem]
                 name = path.name.removesuffix(f"_{folder}_{_KINDS[0]}")
                 image = f"{IMAGE_FOLDER}/{split}/{path.parent.name}/{name}_{IMAGE_FOLDER}.png"
                 problems.append(_describe(root, path, DataError(f"the label has no image {image}. Unpack it.")))
+    return problems
+
+
+def _list_namesakes(root: Path, frames: list[Frame], named: dict[str, Frame]) -> list[_Problem]:
+    """List the images whose names are taken already; `named` grows from split to split."""
+    problems = []
+    for frame in frames:
+        try:
+            check_names((named.setdefault(frame.name, frame), frame))
+        except DataError as error:
+            problems.append(_describe(root, frame.image, error))
     return problems
 
 

@@ -76,7 +76,7 @@ class FrameFacts:
 def index_split(root: str | Path, split: str, labels: Labels = "fine") -> list[Frame]:
     """List the frames of a split, sorted by name; each has its instanceIds, except those of test (dummies only).
 
-    Raises DataError: no such root, no Cityscapes root, no such split, or an image without label.
+    Raises DataError: no such root, no Cityscapes root, no such split, an image without label, or two of one name.
     """
     if split not in SPLITS[labels]:
         raise DataError(f"split of the {labels} labels must be one of {', '.join(SPLITS[labels])}, but got {split!r}.")
@@ -84,6 +84,7 @@ def index_split(root: str | Path, split: str, labels: Labels = "fine") -> list[F
     frames = list_frames(root, split, labels)
     if not frames:
         raise DataError(f"{folder} must hold <city>/<name>{IMAGE_SUFFIX}, but holds none. Unpack the images there.")
+    check_names(frames)
     missing = [frame for frame in frames if frame.instance_ids is None]
     if missing and split != "test":
         label = label_path(root, missing[0], labels, "instanceIds.png")
@@ -120,6 +121,18 @@ def list_frames(root: str | Path, split: str, labels: Labels) -> list[Frame]:
         found = [path if split != "test" and path.is_file() else None for path in paths]
         frames.append(Frame(bare.name, split, bare.city, image, *found))
     return sorted(frames, key=lambda frame: frame.name)
+
+
+def check_names(frames: Iterable[Frame]) -> None:
+    """Check that no two images share a name, by which everything later tells them apart. Raises DataError: two do."""
+    known: dict[str, Frame] = {}
+    for frame in frames:
+        other = known.setdefault(frame.name, frame)
+        if other is not frame:
+            raise DataError(
+                f"every image of a dataset needs a name of its own, but {other.image} and {frame.image} share one. "
+                "Begin the names with the city, as Cityscapes does, or remove one."
+            )
 
 
 def label_path(root: str | Path, frame: Frame, labels: Labels, kind: str) -> Path:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from cityopt.config import ImageSet, RunConfig
 from cityopt.data.cache import ImageCache, open_cache
-from cityopt.data.cityscapes import Frame, FrameFacts, fingerprint, index_split, list_frames, scan_frames
+from cityopt.data.cityscapes import (
+    Frame,
+    FrameFacts,
+    check_names,
+    fingerprint,
+    index_split,
+    list_frames,
+    scan_frames,
+)
 from cityopt.data.subset import hash_names, pick_images
 from cityopt.errors import ConfigError, DataError
 
@@ -46,11 +54,13 @@ class TrainingData:
 def survey_dataset(root: str | Path, cache: Path, on_count: OnCount | None = None) -> Survey:
     """Index train and val of a dataset and look once into each label; `cache` remembers what was seen.
 
-    A dataset without val is fine here: only promotion and evaluation need it. Raises DataError.
+    A dataset without val is fine here: only promotion and evaluation need it. Raises DataError: files are missing or
+    broken, or two images of these splits share a name.
     """
     frames = index_split(root, "train")
     if list_frames(root, "val", "fine"):
         frames += index_split(root, "val")
+    check_names(frames)  # an image of val must never stand in for one of train
     facts = scan_frames(frames, cache / "facts.json", on_count)
     return Survey(Path(root), {frame.name: frame for frame in frames}, facts, fingerprint(facts))
 

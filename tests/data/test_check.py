@@ -108,3 +108,13 @@ def test_read_polygons_takes_groups_and_deleted_objects_when_labels_are_official
         '{"label": "license plate", "deleted": 1, "polygon": [[0, 0]]}]}'
     )
     assert [item["label"] for item in read_polygons(path)["objects"]] == ["persongroup", "license plate"]
+
+
+def test_check_dataset_lists_an_image_whose_name_another_split_has(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"train": {"ulm": 2}, "val": {"bonn": 2}})
+    for path in sorted(root.glob("*/val/bonn/bonn_000001*")):
+        path.rename(path.with_name(path.name.replace("bonn", "ulm")))
+    splits = check_dataset(root)["splits"]
+    (problem,) = splits["val"]["problems"]
+    assert problem["file"] == "leftImg8bit/val/bonn/ulm_000001_000019_leftImg8bit.png"
+    assert "train/ulm/ulm_000001" in problem["problem"] and splits["train"]["problems"] == []

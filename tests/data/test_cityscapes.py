@@ -39,6 +39,15 @@ def test_index_split_lists_frames_by_name_when_cities_differ(tmp_path: Path) -> 
     ]
 
 
+def test_index_split_names_both_files_when_two_cities_share_a_name(tmp_path: Path) -> None:
+    for city in ("bonn", "ulm"):
+        write_frame(tmp_path, "test", city, 0)
+    for path in sorted(tmp_path.glob("*/test/ulm/*")):
+        path.rename(path.with_name(path.name.replace("ulm", "bonn")))
+    with pytest.raises(DataError, match=r"test/bonn/bonn_000000_.* and .*test/ulm/bonn_000000_.* share one"):
+        index_split(tmp_path, "test")
+
+
 def test_index_split_reads_coarse_labels_when_asked(tmp_path: Path) -> None:
     root = write_tree(tmp_path, {"train_extra": {"bonn": 2}})
     (frame, _) = index_split(root, "train_extra", "coarse")

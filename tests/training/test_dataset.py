@@ -49,3 +49,12 @@ def test_prepare_data_keeps_holdout_cities_out_of_training(config: RunConfig) ->
     assert tuple(fact.name for fact in data.validation_facts) == data.validation.names
     assert data.train_hash != data.validation_hash
     assert data.train.images.shape == (6, 64, 128, 3)
+
+
+def test_survey_dataset_refuses_one_name_in_train_and_val(tree: Path, tmp_path: Path) -> None:
+    """A frame of val would stand in for that of train: trials would learn from what judges them."""
+    shutil.copytree(tree, tmp_path / "copy")
+    for path in sorted((tmp_path / "copy").glob("*/val/lund/lund_000000*")):
+        path.rename(path.with_name(path.name.replace("lund", "aachen")))
+    with pytest.raises(DataError, match=r"train/aachen/aachen_000000_.*val/lund/aachen_000000_"):
+        survey_dataset(tmp_path / "copy", tmp_path)
