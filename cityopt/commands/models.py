@@ -60,6 +60,8 @@ def evaluate(
             on_progress=observer.show_preparation,
         )
     show(as_json, found.to_json(), lambda: print_evaluation(console, found))
+    if found.problem is not None:
+        raise found.problem
 
 
 def predict(

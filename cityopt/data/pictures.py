@@ -41,22 +41,24 @@ class Picture:
 
 
 def find_pictures(inputs: Sequence[Path], *, outside: Path | None = None) -> tuple[list[Picture], dict[Path, str]]:
-    """List the pictures that files and folders mean, each once; and the inputs that mean none, with the reason.
+    """List the pictures that files and folders mean, each once; and what means none or cannot be read, with the reason.
 
     Folders are searched for png, jpg, jpeg, webp, tif and tiff, through all that lies below them except hidden
     files, label rasters of a Cityscapes tree, and the folder `outside`. A file that is named is taken as it is.
     A name keeps the folders below the deepest one that all inputs share, and all keep their suffixes if two were alike.
     """
     paths: dict[Path, Path] = {}
-    problems = {}
+    problems: dict[Path, str] = {}
     for given in inputs:
-        found = list(_search(given, outside)) if given.is_dir() else [given] if given.exists() else []
-        if not found:
-            reason = f"holds no picture ({', '.join(SUFFIXES)})" if given.is_dir() else "is not there"
-            problems[given] = reason
+        try:
+            found = _list_input(given, outside, problems)
+        except OSError as error:
+            problems[given] = _describe(error)
+            continue
         for path in found:
             paths.setdefault(path.resolve(), path)
-    return _name_all(list(paths.values()), inputs), problems
+    searched = [given for given in inputs if given not in problems and given.is_dir()]
+    return _name_all(list(paths.values()), searched), problems
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -105,9 +107,35 @@ def fit_size(size: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _search(folder: Path, outside: Path | None) -> Iterator[Path]:
-    """Yield the pictures below a folder, sorted; links to folders are not followed."""
-    for place, folders, files in os.walk(folder):
+def _list_input(given: Path, outside: Path | None, problems: dict[Path, str]) -> list[Path]:
+    """Return the pictures that a file or folder means; why it means none, or less than all, goes to `problems`."""
+    if not given.is_dir():
+        if given.exists():
+            return [given]
+        problems[given] = "is not there"
+        return []
+    closed: dict[Path, str] = {}
+    found = list(_search(given, outside, closed))
+    if not found and not closed:
+        problems[given] = f"holds no picture ({', '.join(SUFFIXES)})"
+    problems |= closed
+    return found
+
+
+def _describe(error: OSError) -> str:
+    return f"cannot be searched: {error.strerror or error}"
+
+
+def _search(folder: Path, outside: Path | None, closed: dict[Path, str]) -> Iterator[Path]:
+    """Yield the pictures below a folder, sorted, and add to `closed` the folders that cannot be read.
+
+    Links to folders are not followed.
+    """
+
+    def add(error: OSError) -> None:
+        closed[Path(error.filename or folder)] = _describe(error)
+
+    for place, folders, files in os.walk(folder, onerror=add):
         here = Path(place)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != outside)
         for name in sorted(files):
@@ -115,12 +143,12 @@ def _search(folder: Path, outside: Path | None) -> Iterator[Path]:
                 yield here / name
 
 
-def _name_all(paths: Sequence[Path], inputs: Sequence[Path]) -> list[Picture]:
+def _name_all(paths: Sequence[Path], searched: Sequence[Path]) -> list[Picture]:
     """Name pictures by their places below what they share: never above it, so that a name leads out of no folder."""
     if not paths:
         return []
     places = [Path(os.path.normpath(path.absolute())) for path in paths]
-    folders = [os.path.normpath(given.absolute()) for given in inputs if given.is_dir()]
+    folders = [os.path.normpath(given.absolute()) for given in searched]
     base = os.path.commonpath([*(str(place.parent) for place in places), *folders])
     names = [place.relative_to(base).with_suffix("").as_posix() for place in places]
     if len(set(names)) < len(names):

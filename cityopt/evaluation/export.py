@@ -1,7 +1,7 @@
 """Write predictions as others read them: the official submission trees, and COCO's JSON.
 
 Stands beside the protocols, on the same stream of full-size predictions. The official scripts and pycocotools find in
-these files the numbers that the protocols give. An export appears by one rename, when it is whole.
+these files the numbers that the protocols give. An export appears when it is whole.
 
     <folder>/instances/<image>_pred.txt        lines `masks/<image>_<k>.png labelId score`; a test submission's tree
     <folder>/instances/masks/<image>_<k>.png   one binary mask of full size per line
@@ -16,10 +16,8 @@ evalPixelLevelSemanticLabeling.py (getPrediction); the data format on cocodatase
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from cityopt.evaluation.coco_ap import KINDS, CocoEvaluator, describe_results
 from cityopt.evaluation.semantic import paint_prediction
 from cityopt.labels import THING_LABELS
 from cityopt.models.masks import Prediction, Rle, SemanticMap
+from cityopt.tracking.partial_folder import PartialFolder
 
 INSTANCES, MASKS, PIXELS, COCO = "instances", "masks", "pixels", "coco"
 
@@ -111,8 +110,9 @@ class JsonList:
         self._file.close()
 
     def close(self) -> None:
-        """Close the file as it is."""
-        self._file.close()
+        """Let go of the file as it is: what a full disk no longer takes was told when it was written."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def write_instances(folder: Path, name: str, prediction: Prediction) -> None:
@@ -141,9 +141,16 @@ def draw_mask(code: Rle) -> Image.Image:
 
 
 def check_export(folder: Path) -> None:
-    """Refuse a place to write to before any work is done. Raises StoreError: it is a file, or holds files."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"`--export` must name a folder that is new or empty, but {folder} is not. Choose another.")
+    """Refuse a place to write to before any work is done.
+
+    Raises StoreError: it is a file, holds files, or cannot be looked into.
+    """
+    with _naming(folder):
+        found = next((path.name for path in folder.iterdir()), None) if folder.is_dir() else None
+        is_file = folder.exists() and not folder.is_dir()
+    if is_file or found is not None:
+        what = "is a file" if is_file else f"holds {found!r}"
+        raise StoreError(f"`--export` must name a folder that is new or empty, but {folder} {what}. Choose another.")
 
 
 @contextmanager
@@ -153,20 +160,20 @@ def open_export(folder: Path, task: Task = "instance") -> Iterator[Export]:
     Raises StoreError: `folder` holds files, or cannot be written (no right to, disk full).
     """
     check_export(folder)
-    partial = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.partial")
+    with _naming(folder):
+        partial = PartialFolder(folder)
     try:
         with _naming(folder):
-            partial.mkdir(parents=True)
-            export = Export(partial, task)
+            export = Export(partial.path, task)
         try:
             yield export
             with _naming(folder):
                 export.finish()
-                partial.rename(folder.absolute())
+                partial.finish()
         finally:
             export.close()
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.discard()
 
 
 @contextmanager

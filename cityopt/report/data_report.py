@@ -6,8 +6,8 @@
 import csv
 import io
 import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from cityopt.errors import ConfigError
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import prepare_study
 from cityopt.store import open_store
+from cityopt.tracking.partial_folder import PartialFolder
 from cityopt.tracking.run_folder import write_atomically
 
 SUMMARY, INDEX = "stats.json", "README.md"
@@ -120,9 +121,10 @@ def describe_data_report(statistics: DataStatistics, anchors: NamedAnchors) -> d
 
 def check_report_folder(out: Path) -> None:
     """Refuse to write a report among files that are none of ours. Raises ConfigError."""
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _holds_report(out))):
-        return
-    what = "holds other files" if out.is_dir() else "is a file"
+    with _naming(out):
+        if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _holds_report(out))):
+            return
+        what = "holds other files" if out.is_dir() else "is a file"
     raise ConfigError(
         f"`--out` must be a new or empty folder, or one that an earlier `{KIND}` wrote, but {out} {what}. "
         "Choose another folder."
@@ -130,23 +132,29 @@ def check_report_folder(out: Path) -> None:
 
 
 def write_data_report(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write a report: a new folder appears whole, the files of an earlier report are replaced one by one.
+    """Write a report: in a new or empty folder it appears whole, the files of an earlier one are replaced one by one.
 
     Raises ConfigError: the folder holds something else, or cannot be written.
     """
     check_report_folder(out)
-    try:
+    with _naming(out):
         if out.is_dir() and any(out.iterdir()):
             for name, content in files.items():
                 write_atomically(out / name, content)
             return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
-            folder = Path(staging) / "report"
-            folder.mkdir()
+        partial = PartialFolder(out)
+        try:
             for name, content in files.items():
-                (folder / name).write_bytes(content)
-            folder.rename(out)
+                (partial.path / name).write_bytes(content)
+            partial.finish()
+        finally:
+            partial.discard()
+
+
+@contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"`--out` must be writable, but {out} is not: {error}. Choose another folder.") from error
 

@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cityopt.labels import THING_NAMES
+from cityopt.evaluation.semantic import PREFIX, THINGS_PREFIX
+from cityopt.labels import CATEGORIES, EVALUATED_LABELS, THING_LABELS
 from cityopt.report.tables import format_value
 
 if TYPE_CHECKING:
     from cityopt.training.evaluation import Evaluation
 
-COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
+Column = tuple[str, str, str]
+"""The heading of a column, the metric of its mean, and what the metrics of classes begin with."""
+_INSTANCE_COLUMNS: dict[str, tuple[Column, ...]] = {
     "cityscapes": (
         ("Cityscapes\nAP", "cityscapes/ap", "cityscapes/ap/class/"),
         ("Cityscapes\nAP50", "cityscapes/ap50", "cityscapes/ap50/class/"),
@@ -26,12 +29,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("COCO\nmask AP50", "coco/segm/ap50", "coco/segm/ap50/class/"),
         ("COCO\nbox AP", "coco/bbox/ap", "coco/bbox/ap/class/"),
     ),
-    "semantic": (
-        ("pixels\nIoU", "semantic_things/miou", "semantic_things/iou/class/"),
-        ("pixels\niIoU", "semantic_things/iiou", "semantic_things/iiou/class/"),
-    ),
 }
-"""Per protocol the headings of its columns, the metric of the mean, and what the metrics of classes begin with."""
 
 
 def print_evaluation(console: Console, found: "Evaluation") -> None:
@@ -44,10 +42,23 @@ def print_evaluation(console: Console, found: "Evaluation") -> None:
         console.print(build_coco_table(found))
     if "semantic" in found.protocols:
         console.print(build_pixel_table(found))
+        if found.task == "semantic":
+            console.print(build_category_table(found))
     if found.protocols:
         console.print("– nothing of that kind is there to be found; all numbers with --json", style="dim")
-    if found.export is not None:
+    if found.export is not None and found.problem is None:
         console.print(f"exported to {escape(str(found.export))}", highlight=False, soft_wrap=True)
+
+
+def list_columns(found: "Evaluation") -> list[Column]:
+    """Return the columns of the protocols by which a model of its task was judged."""
+    prefix = _pixel_prefix(found)
+    pixels = (
+        ("Cityscapes\npixel IoU", f"{prefix}/miou", f"{prefix}/iou/class/"),
+        ("Cityscapes\npixel iIoU", f"{prefix}/iiou", f"{prefix}/iiou/class/"),
+    )
+    columns = _INSTANCE_COLUMNS | {"semantic": pixels}
+    return [column for protocol in found.protocols for column in columns[protocol]]
 
 
 def describe_conditions(found: "Evaluation") -> list[str]:
@@ -71,14 +82,18 @@ def describe_conditions(found: "Evaluation") -> list[str]:
 
 def build_class_table(found: "Evaluation") -> Table:
     """Lay out one row per class under the means, one column per kind of score."""
-    columns = [column for protocol in found.protocols for column in COLUMNS[protocol]]
+    columns = list_columns(found)
     table = Table(title=_title(found, "by class"), title_justify="left", title_style="bold")
     table.add_column("class", vertical="bottom")
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("mean", *(_show(found, metric) for _, metric, _ in columns), style="bold", end_section=True)
-    for name in THING_NAMES:
-        table.add_row(name, *(_show(found, prefix + name) for _, _, prefix in columns))
+    for label in EVALUATED_LABELS if found.task == "semantic" else THING_LABELS:
+        # Instances alone are weighted, so stuff has no iIoU.
+        scores = (
+            "" if "/iiou/" in prefix and not label.has_instances else prefix + label.name for *_, prefix in columns
+        )
+        table.add_row(label.name, *(score and _show(found, score) for score in scores))
     return table
 
 
@@ -95,16 +110,36 @@ def build_coco_table(found: "Evaluation") -> Table:
 
 
 def build_pixel_table(found: "Evaluation") -> Table:
-    """Lay out the scores of painted pixels beside IoU."""
-    table = Table(title=_title(found, "pixels of things"), title_justify="left", title_style="bold")
+    """Lay out the scores of pixels beside IoU."""
+    prefix, things = _pixel_prefix(found), found.task == "instance"
+    title = _title(found, "painted pixels of the eight classes" if things else "pixels of all classes")
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("mean over classes")
     for heading in ("precision", "recall", "F1 = Dice", "accuracy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, label in (("macro", "each alike"), ("weighted", "by pixels")):
-        names = (f"semantic_things/{name}_{kind}" for name in ("precision", "recall", "f1"))
+        names = (f"{prefix}/{name}_{kind}" for name in ("precision", "recall", "f1"))
         table.add_row(label, *(_show(found, name) for name in names))
-    table.add_row("all pixels, other classes as one", "", "", "", _show(found, "semantic_things/accuracy"))
+    label = "all pixels, other classes as one" if things else "all pixels"
+    table.add_row(label, "", "", "", _show(found, f"{prefix}/accuracy"))
     return table
+
+
+def build_category_table(found: "Evaluation") -> Table:
+    """Lay out the scores of the seven categories, within which confusions are right."""
+    names = ("category_iou", "category_iiou")
+    table = Table(title=_title(found, "by category"), title_justify="left", title_style="bold")
+    for heading in ("category", "Cityscapes\npixel IoU", "Cityscapes\npixel iIoU"):
+        table.add_column(heading, justify="left" if heading == "category" else "right", vertical="bottom")
+    table.add_row("mean", *(_show(found, f"{PREFIX}/{name}") for name in names), style="bold", end_section=True)
+    for category in CATEGORIES[1:]:
+        metrics = (f"{PREFIX}/{name}/category/{category}" for name in names)
+        table.add_row(category, *(_show(found, x) if f"{found.prefix}/{x}" in found.metrics else "" for x in metrics))
+    return table
+
+
+def _pixel_prefix(found: "Evaluation") -> str:
+    return PREFIX if found.task == "semantic" else THINGS_PREFIX
 
 
 def _title(found: "Evaluation", what: str) -> str:

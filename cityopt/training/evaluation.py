@@ -5,21 +5,25 @@ once through the model, to every protocol and to the export.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cityopt.config import RunConfig, Task
-from cityopt.data.cityscapes import check_completeness, index_split
+from cityopt.data.cityscapes import Frame, check_completeness, index_split
 from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
-from cityopt.errors import ConfigError, DataError
+from cityopt.errors import ConfigError, DataError, StoreError
 from cityopt.evaluation.export import check_export, open_export
 from cityopt.evaluation.full_resolution import judge_frames
 from cityopt.evaluation.protocols import open_judges, parse_protocols
+from cityopt.models.segmentation_model import SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import check_classes, load_model
+from cityopt.training.failures import naming_failures
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, and how many there are."""
@@ -43,6 +47,10 @@ class Evaluation:
     metrics: dict[str, float]
     """By name, which begins with `prefix`; NaN where there is nothing to judge."""
     export: Path | None
+    task: Task = "instance"
+    """The model's."""
+    problem: StoreError | None = None
+    """Why the export, which could not be ended, is not there; the metrics stand."""
 
     @property
     def is_part(self) -> bool:
@@ -88,6 +96,7 @@ def run_evaluation(
         ConfigError: an unknown protocol or device, or a limit below 1.
         DataError: no such root or split; images or labels missing or broken; protocols for a split without labels.
         StoreError: an unknown model, or a place for the export that cannot be written or is in use.
+        TrainingError: `oom`.
         WeightsError: a broken checkpoint, or one that does not fit the network of its config.
     """
     choose_protocols(split, protocols, export)
@@ -101,22 +110,40 @@ def run_evaluation(
     root = _open_root(data, config, store, on_progress)
     frames = index_split(root, split)
     check_completeness(root, split, frames)
-    judges, part = open_judges(names, network.task), frames[:limit]
-    on_progress("predicting", 0, len(part))
+    part, seen = frames[:limit], config.data.size
+    asked = Evaluation(model, root, split, len(part), len(frames), (), seen, names, {}, export, network.task)
     set_threads(config.threads)
-    with repeatable(chosen), open_export(export, network.task) if export else nullcontext() as writer:
-        sizes = judge_frames(
-            network.to(chosen),
-            part,
-            judges,
-            writer,
-            size=config.data.size,
-            device=chosen,
-            on_count=lambda done: on_progress("predicting", done, len(part)),
-        )
-    found = Evaluation(model, root, split, len(part), len(frames), sizes, config.data.size, names, {}, export)
-    for judge in judges:
-        found.metrics.update({f"{found.prefix}/{name}": value for name, value in judge.summarize().items()})
+    with repeatable(chosen), naming_failures("Take a device with more memory, or --device cpu."):
+        return _judge(asked, network.to(chosen), part, chosen, on_progress)
+
+
+def _judge(
+    asked: Evaluation,
+    network: SegmentationModel,
+    frames: Sequence[Frame],
+    device: torch.device,
+    on_progress: OnProgress,
+) -> Evaluation:
+    """Return the evaluation with what was found; the scores are known before the export ends, and outlive it."""
+    judges, found = open_judges(asked.protocols, asked.task), asked
+    on_progress("predicting", 0, len(frames))
+    try:
+        with open_export(asked.export, asked.task) if asked.export else nullcontext() as writer:
+            sizes = judge_frames(
+                network,
+                frames,
+                judges,
+                writer,
+                size=asked.size_seen,
+                device=device,
+                on_count=lambda done: on_progress("predicting", done, len(frames)),
+            )
+            scores = {f"{asked.prefix}/{name}": x for judge in judges for name, x in judge.summarize().items()}
+            found = replace(asked, sizes=sizes, metrics=scores)
+    except StoreError as error:
+        if not found.metrics:
+            raise
+        return replace(found, problem=error)
     return found
 
 

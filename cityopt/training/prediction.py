@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cityopt.data.pictures import Picture, find_label, find_pictures, fit_size, read_picture, read_truth
 from cityopt.data.resizing import resize_image
-from cityopt.errors import ConfigError, DataError, StoppedError, TrainingError, WeightsError
+from cityopt.errors import ConfigError, DataError, StoppedError, WeightsError
 from cityopt.evaluation.evaluate import choose_batch_size
 from cityopt.evaluation.matching import Matching, list_instances, match_detections, pick_rows
 from cityopt.evaluation.overlays import draw_overlay, encode_picture
@@ -27,6 +27,7 @@ from cityopt.runtime import repeatable, resolve_device
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import check_classes, load_model
 from cityopt.training.dataset import OnCount
+from cityopt.training.failures import naming_failures
 from cityopt.training.prediction_folder import DETECTIONS, OVERLAYS, ModelFacts, OutFolder, PredictSummary
 
 FORMAT = "cityopt-detections-1"
@@ -74,10 +75,10 @@ def run_prediction(
     if not isinstance(model, InstanceModel):
         raise WeightsError(f"predict draws instances, but {reference} is a model for the task {model.task!r}.")
     facts = ModelFacts(reference, str(checkpoint.absolute()), config.data.size)
-    run = Predictor(model.to(place), facts, folder, score, place, PredictSummary(problems=problems))
+    run = Predictor(model, facts, folder, score, place, PredictSummary(problems=problems))
     folder.claim(facts, score)
     try:
-        with repeatable(place):
+        with repeatable(place), naming_failures("Lower --batch-size."):
             run.predict(pictures, batch_size or choose_batch_size(config.data.size), on_count)
     except KeyboardInterrupt:
         done = f"{run.summary.num_pictures} of {len(pictures)} pictures are done"
@@ -105,6 +106,7 @@ class Predictor:
 
     def predict(self, pictures: Sequence[Picture], batch_size: int, on_count: OnCount | None) -> None:
         """Predict pictures in batches, and write each; what cannot be read is left out."""
+        self.model.to(self.device)
         places = {picture.path: place for place, picture in enumerate(pictures, start=1)}
         done = 0
         for batch in self._read_batches(pictures, batch_size):
@@ -138,13 +140,10 @@ class Predictor:
 
     def _look(self, batch: Sequence[_Item]) -> list[Prediction]:
         seen = np.stack([resize_image(item.pixels, item.seen) for item in batch])
-        try:
-            with torch.inference_mode():
-                images = torch.from_numpy(seen).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
-                sizes = [(item.pixels.shape[0], item.pixels.shape[1]) for item in batch]
-                return self.model.predict(list(images.unbind()), sizes)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError("oom", f"memory ran out with {len(batch)} at once. Lower --batch-size.") from error
+        with torch.inference_mode():
+            images = torch.from_numpy(seen).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+            sizes = [(item.pixels.shape[0], item.pixels.shape[1]) for item in batch]
+            return self.model.predict(list(images.unbind()), sizes)
 
     def _write(self, item: _Item, prediction: Prediction) -> None:
         raster = self._read_truth(item)

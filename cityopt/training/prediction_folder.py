@@ -8,7 +8,8 @@ A file that predict does not own is never replaced: `summary.json` names what it
 this holds after a kill too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,19 @@ class OutFolder:
     """The folder that predict writes to: a new one, an empty one, or one of its own."""
 
     def __init__(self, path: Path, pictures: Sequence[Picture]) -> None:
-        """Look at what is there, and touch nothing. Raises ConfigError: something there is not predict's."""
+        """Look at what is there, and touch nothing.
+
+        Raises ConfigError: something there is not predict's. Raises StoreError: it cannot be looked at.
+        """
         self.path = path
         self.written: set[str] = set()
         self.planned = {f"{kind}/{p.name}{suffix}" for p in pictures for kind, suffix in _KINDS.items()}
+        with _naming(path):
+            self.owned = self._check()
+
+    def _check(self) -> set[str]:
+        """Return the files there that are predict's. Raises ConfigError: others are there or in the way."""
+        path = self.path
         if path.exists() and not path.is_dir():
             raise ConfigError(f"`--out` must be a folder, but {path} is a file.")
         there = sorted(child.name for child in path.iterdir() if child.name[0] != ".") if path.exists() else []
@@ -77,13 +87,14 @@ class OutFolder:
                 f"`--out` must be a new folder, an empty one, or one that predict made, but {path} holds {there[0]!r}"
                 f"{f' and {len(there) - 1} more' if there[1:] else ''}. Choose another folder."
             )
-        self.owned: set[str] = set(summary["files"]) if summary else set()
-        foreign = sorted(name for name in self.planned - self.owned if (path / name).exists())
+        owned: set[str] = set(summary["files"]) if summary else set()
+        foreign = sorted(name for name in self.planned - owned if (path / name).exists())
         if foreign:
             raise ConfigError(
                 f"predict replaces only files that it made, but {path / foreign[0]} is not one of them. "
                 "Move it away, or choose another folder with --out."
             )
+        return owned
 
     def claim(self, facts: ModelFacts, score: float) -> None:
         """Make the folder and name what will be written there, before any of it is. Raises StoreError."""
@@ -108,8 +119,14 @@ class OutFolder:
 
     def _write_summary(self, facts: ModelFacts, score: float, files: set[str], rest: dict[str, Any]) -> None:
         head = {"format": FORMAT, "model": asdict(facts), "score_threshold": score}
-        try:
+        with _naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / SUMMARY, head | rest | {"files": sorted(files)})
-        except OSError as error:
-            raise StoreError(f"`--out` must be a writable folder, but {self.path} is not: {error}.") from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"`--out` must be a writable folder, but {path} is not: {error}.") from error

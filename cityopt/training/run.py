@@ -7,8 +7,7 @@ the tracker, then `on_epoch` hears of it. Whatever a kill cut off is made up for
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from cityopt.data.balance import weigh_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
 from cityopt.data.targets import find_train_ids
-from cityopt.errors import ConfigError, DataError, TrainingError
+from cityopt.errors import ConfigError, DataError
 from cityopt.evaluation.confusion import FILE, format_confusion, take_counted
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.evaluation.semantic import SemanticEvaluator
@@ -41,7 +40,7 @@ from cityopt.runtime import (
     set_threads,
 )
 from cityopt.settings import validate
-from cityopt.tracking.run_folder import BEST, FULL, LAST, Tracker, link_atomically
+from cityopt.tracking.run_folder import BEST, LAST, Tracker, link_atomically
 from cityopt.training.checkpoint import (
     EpochRecord,
     TrainingState,
@@ -49,6 +48,7 @@ from cityopt.training.checkpoint import (
     save_checkpoint,
 )
 from cityopt.training.dataset import TrainingData, prepare_data
+from cityopt.training.failures import naming_failures
 from cityopt.training.loop import StepReport, count_steps, train_epoch
 from cityopt.training.objective import check_objective
 from cityopt.training.optim import build_optimizer
@@ -100,7 +100,7 @@ def run_training(
     check_objective(config.metric, config.model)
     device = resolve_device(config.device)
     set_threads(config.threads)
-    with repeatable(device), naming_failures():
+    with repeatable(device), naming_failures("Lower training.batch_size or data.size."):
         progress = ProgressMeter(on_progress, config.training.epochs)
         trainer = Trainer(config, tracker, prepare_data(config, progress.show), device, progress)
         trainer.start_or_resume()
@@ -314,20 +314,3 @@ def check_same_training(config: RunConfig, found: dict[str, Any], path: Path) ->
     if differing:
         texts = ", ".join(f"{key} = {present[key]!r} where {wanted[key]!r} is asked for" for key in differing)
         raise ConfigError(f"{path} must be of the training that goes on there, but has {texts}. Remove the folder.")
-
-
-@contextmanager
-def naming_failures() -> Iterator[None]:
-    """Give memory and disk that ran out the reason that a study records."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError("oom", f"memory ran out. Lower training.batch_size or data.size. {error}") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise TrainingError("oom", f"memory ran out. Lower training.batch_size or data.size. {error}") from error
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise TrainingError("disk", f"the disk is full. Free some space. {error}") from error

@@ -1,5 +1,6 @@
 """Pictures: every kind that people have is read upright as RGB, names never collide, labels are found."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,35 @@ def test_search_follows_no_circle(tmp_path):
     touch(tmp_path, "a/b.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert names_of([tmp_path])[0] == ["a/b"]
+
+
+def test_folders_that_cannot_be_read_are_named_and_the_others_searched(tmp_path, monkeypatch):
+    """Tests may run as root, whom no folder's rights keep out."""
+    touch(tmp_path, "a.png", "closed/b.png", "open/c.png")
+    whole = os.scandir
+
+    def forbid(path):
+        if str(path) == str(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    pictures, problems = find_pictures([tmp_path])
+    assert [picture.path.name for picture in pictures] == ["a.png", "c.png"]
+    assert problems == {tmp_path / "closed": "cannot be searched: Permission denied"}
+
+
+def test_input_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
+    """Python 3.11 lets the error of a closed parent folder through."""
+    touch(tmp_path, "a.png", "b.png")
+    whole = Path.is_dir
+
+    def forbid(path):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "is_dir", forbid)
+    pictures, problems = find_pictures([tmp_path / "a.png", tmp_path / "b.png"])
+    assert [picture.path.name for picture in pictures] == ["b.png"]
+    assert problems == {tmp_path / "a.png": "cannot be searched: Permission denied"}

@@ -13,7 +13,7 @@ from test_coco_ap import make_prediction, make_scene
 
 from cityopt.data.cityscapes import Frame
 from cityopt.errors import StoreError
-from cityopt.evaluation.export import open_export
+from cityopt.evaluation.export import check_export, open_export
 from cityopt.evaluation.protocols import PROTOCOLS, open_judges
 from cityopt.labels import THING_LABELS
 
@@ -115,6 +115,43 @@ def test_export_goes_into_an_empty_folder_but_not_over_files(tmp_path):
     with pytest.raises(StoreError, match="new or empty"):
         write(tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_export_fills_a_folder_behind_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    write(tmp_path / "out", (None, make_prediction(SIZE, [], [], [])))
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["coco", "instances", "pixels"]
+    assert (tmp_path / "out").is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == [
+        "out",
+        "real",
+        "tree",
+    ]
+
+
+def test_export_is_refused_with_the_reason_when_its_place_cannot_be_looked_into(tmp_path, monkeypatch):
+    def forbid(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", forbid)
+    with pytest.raises(StoreError, match=r"cannot be written.*Permission denied"):
+        check_export(tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
+def test_error_stays_the_first_one_when_the_disk_is_full(tmp_path, monkeypatch):
+    """What is buffered fails a second time when its file is closed."""
+    whole = Path.open
+
+    def open_full(path, *args, **options):
+        return whole(Path("/dev/full") if path.suffix == ".json" else path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(StoreError, match="No space left"), open_export(tmp_path / "out"):
+        pass
+    with pytest.raises(ZeroDivisionError), open_export(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_statistics import make_statistics
@@ -13,7 +14,13 @@ from small_statistics import make_statistics
 from cityopt.config import DEFAULT_ANCHORS
 from cityopt.data.anchors import NamedAnchors
 from cityopt.errors import ConfigError
-from cityopt.report.data_report import build_data_report, build_tables, describe_data_report, write_data_report
+from cityopt.report.data_report import (
+    build_data_report,
+    build_tables,
+    check_report_folder,
+    describe_data_report,
+    write_data_report,
+)
 
 ANCHORS = NamedAnchors(DEFAULT_ANCHORS, "torchvision's default anchors", None)
 
@@ -69,6 +76,22 @@ def test_empty_folder_is_taken(tmp_path, files):
     (tmp_path / "stats").mkdir()
     write_data_report(tmp_path / "stats", files)
     assert (tmp_path / "stats" / "stats.json").is_file()
+
+
+def test_folder_behind_a_link_is_filled(tmp_path, files):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "stats").symlink_to("real")
+    write_data_report(tmp_path / "stats", files)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "real").iterdir()} == files
+
+
+def test_folder_that_cannot_be_looked_into_is_refused(tmp_path, monkeypatch):
+    def forbid(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbid)
+    with pytest.raises(ConfigError, match=r"must be writable.*Permission denied"):
+        check_report_folder(tmp_path / "stats")
 
 
 @pytest.mark.parametrize(

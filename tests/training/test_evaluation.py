@@ -1,5 +1,6 @@
 """The story of `cityopt evaluate`, on scenes twice the size that the model sees, against the official scripts."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,10 +16,11 @@ from cityopt.config import ImageSet, RunConfig
 from cityopt.data.cityscapes import index_split
 from cityopt.data.resizing import resize_raster
 from cityopt.data.targets import find_instances
-from cityopt.errors import ConfigError, DataError, StoreError, WeightsError
+from cityopt.errors import ConfigError, DataError, StoreError, TrainingError, WeightsError
 from cityopt.evaluation.full_resolution import decode_frames
 from cityopt.models.build import build_model
 from cityopt.settings import replace_section
+from cityopt.tracking.partial_folder import PartialFolder
 from cityopt.training import evaluation
 from cityopt.training.checkpoint import TrainingState, load_model, save_checkpoint
 from cityopt.training.evaluation import run_evaluation
@@ -217,3 +219,35 @@ def test_scenes_are_made_when_the_data_is_synthetic(evaluate, checkpoint, tmp_pa
     torch.save(content, tmp_path / "own.pt")
     found = evaluate(model=tmp_path / "own.pt", data="synthetic", protocols="coco")
     assert found.num_images > 0 and found.root.is_relative_to(tmp_path / "store")
+
+
+def test_numbers_outlive_an_export_that_cannot_be_ended(evaluate, checkpoint, call, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(PartialFolder, "finish", fail)
+    found = evaluate(export=tmp_path / "out", protocols="semantic")
+    assert isinstance(found.problem, StoreError) and "resource busy" in str(found.problem)
+    np.testing.assert_equal(found.metrics, evaluate(protocols="semantic").metrics)
+    options = ("--export", tmp_path / "out", "--protocol", "semantic", "--json", "--store", tmp_path, "--device", "cpu")
+    code, out, error = call("evaluate", "--model", checkpoint, *options)
+    assert (code, json.loads(out)) == (1, found.to_json()) and "resource busy" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_told_as_such_and_no_export_is_left(evaluate, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(evaluation, "judge_frames", fail)
+    with pytest.raises(TrainingError, match="memory ran out") as told:
+        evaluate(export=tmp_path / "out")
+    assert told.value.reason == "oom" and not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from cityopt.config import RunConfig
 from cityopt.data.cityscapes import read_size
 from cityopt.data.pictures import read_picture
 from cityopt.data.resizing import resize_image
-from cityopt.errors import ConfigError, DataError, StoppedError
+from cityopt.errors import ConfigError, DataError, StoppedError, StoreError, TrainingError
 from cityopt.labels import THING_LABELS
 from cityopt.models.build import build_model
 from cityopt.training import prediction
@@ -198,3 +198,30 @@ def test_command_predicts_a_tree_and_says_what_came_of_it(checkpoint, tree, tmp_
     assert code == 1 and err.startswith("Error: no picture could be read")
     code, out, err = call("predict", tree, "--model", "nothing.pt", *end)
     assert code == 1 and "a model must be a checkpoint file that exists" in err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
+)
+def test_memory_that_runs_out_is_told_with_what_to_do(predict, tmp_path, monkeypatch, error) -> None:
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(prediction, "resize_image", fail)
+    with pytest.raises(TrainingError, match=r"memory ran out\. Lower --batch-size") as told:
+        predict(write_picture(tmp_path / "in" / "a.png"))
+    assert told.value.reason == "oom"
+
+
+def test_out_is_refused_when_it_cannot_be_looked_into(predict, tmp_path, monkeypatch) -> None:
+    picture, whole = write_picture(tmp_path / "in" / "a.png"), Path.iterdir
+
+    def forbid(path):
+        if path == tmp_path / "out":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "iterdir", forbid)
+    with pytest.raises(StoreError, match=r"`--out` must be a writable folder.*Permission denied"):
+        predict(picture)
