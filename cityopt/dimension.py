@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from cityopt.settings import Section
 
 Scalar = bool | int | float | str
+_OFF_GRID = 1e-8
+"""Of a step: what rounding may leave, as for Optuna, and no more."""
 
 
 class Dimension(Section):
@@ -52,12 +54,15 @@ class Dimension(Section):
         return tuple(numbers) if len(numbers) <= 64 else (numbers[0], numbers[-1])
 
     def admits(self, value: Scalar) -> bool:
-        """Say whether a value lies in the dimension."""
+        """Say whether a value lies in the dimension: in its range, and on its grid where it has one."""
         if self.type == "categorical":
             return self.choices is not None and value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
             return False
-        return self.low <= value <= self.high and (self.type == "float" or value == int(value))
+        if not self.low <= value <= self.high or (self.type == "int" and value != int(value)):
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < _OFF_GRID
 
 
 def check_conditions(space: Mapping[str, Dimension]) -> None:

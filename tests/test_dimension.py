@@ -1,6 +1,7 @@
 """One searched setting: which values it has, and which it admits."""
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from cityopt.dimension import Dimension
 
@@ -15,6 +16,22 @@ from cityopt.dimension import Dimension
 )
 def test_dimension_admits_what_lies_in_it(dimension, inside, outside):
     assert all(map(dimension.admits, inside)) and not any(map(dimension.admits, outside))
+
+
+@pytest.mark.parametrize(
+    ("dimension", "twin"),
+    [
+        (Dimension(type="float", low=0.1, high=1.0, step=0.1), FloatDistribution(0.1, 1.0, step=0.1)),
+        (Dimension(type="float", low=-1, high=2, step=0.25), FloatDistribution(-1, 2, step=0.25)),
+        (Dimension(type="int", low=1, high=9, step=2), IntDistribution(1, 9, step=2)),
+        (Dimension(type="int", low=0, high=9), IntDistribution(0, 9)),
+    ],
+)
+def test_dimension_admits_what_optuna_finds_on_its_grid(dimension, twin):
+    values = [dimension.low + number * 0.05 for number in range(-3, 200)]
+    found = {value: dimension.admits(value) for value in values}
+    assert found == {value: twin._contains(value) for value in values}
+    assert 1 < sum(found.values()) < len(found) / 2
 
 
 def test_dimension_shows_all_its_values_when_they_are_few():

@@ -98,7 +98,7 @@ def draw_objects_per_image(statistics: DataStatistics) -> Figure:
     """Draw how many objects images have."""
     counts = count_per_image(statistics)
     empty = int((counts == 0).sum())
-    title = f"Half of the images show {np.ceil(np.median(counts)):.0f} objects or more, the fullest {counts.max()}"
+    title = _tell_objects(int(np.ceil(np.median(counts))), int(counts.max()))
     none = f"{empty:,} of {len(counts):,} images show none." if empty else "Every image shows at least one."
     figure = open_figure(10, 4.8, title, f"Objects of the eight classes per image; a group is no object. {none}")
     axes = add_panel(figure, 0.9, 8.7, bottom_in=0.75, top_in=0.25)
@@ -117,6 +117,15 @@ def draw_objects_per_image(statistics: DataStatistics) -> Figure:
     axes.set_ylabel("share of a split's images (%)", size=TEXT_PT, color=MUTED)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, fontsize=TEXT_PT, labelcolor=INK)
     return figure
+
+
+def _tell_objects(median: int, most: int) -> str:
+    """Return what there is to say of the objects in an image."""
+    if not most:
+        return "No image shows an object"
+    if not median:
+        return f"At least half of the images show no object, the fullest {most}"
+    return f"Half of the images show {median} {'object' if median == 1 else 'objects'} or more, the fullest {most}"
 
 
 def draw_cities(statistics: DataStatistics) -> Figure:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from cityopt.evaluation.matching import MIN_IOU, SCORE
 from cityopt.report.findings import Findings, TrialRecord
 from cityopt.report.markup import Markup, join, tag, void
+from cityopt.report.protocols import describe_metric
 from cityopt.report.tables import format_value
 from cityopt.report.verdict import describe_ground
 from cityopt.tracking.run_folder import ARTIFACTS
@@ -60,7 +62,8 @@ def choose_galleries(findings: Findings) -> list[Gallery]:
     if promotion is not None:
         folder = promotion.folder / ARTIFACTS / OVERLAYS
         where = f"{promotion.name} on val, "
-        ranked = [Gallery(f"{where}{name} images", _list_pictures(folder / name)) for name in ("best", "worst")]
+        by = f"by F1 (detections of score {SCORE:g} or more, masks’ IoU {MIN_IOU:g} or more)"
+        ranked = [Gallery(f"{where}{name} images {by}", _list_pictures(folder / name)) for name in ("best", "worst")]
         if all(gallery.paths for gallery in ranked):
             return ranked
     best, worst = findings.best, _find_worst(findings)
@@ -84,7 +87,7 @@ def encode_small(path: Path) -> Picture:
 
 
 def _open_trial(findings: Findings, trial: TrialRecord, role: str) -> Gallery:
-    score = format_value(trial.status.value)
+    score = f"{describe_metric(findings.config.search.metric)} {format_value(trial.status.value)}"
     heading = f"Trial {trial.number}, {role} ({score}), {describe_ground(findings)}"
     assert trial.folder is not None
     return Gallery(heading, _list_pictures(trial.folder / ARTIFACTS / OVERLAYS))

@@ -92,9 +92,18 @@ def _compare(findings: Findings, best: TrialRecord) -> str:
     if first.status.value is None:
         end = f"{first.status.state} ({first.status.reason})" if first.status.reason else first.status.state
         return f"Trial 0, {what}, has no score to compare with ({end}); trial {best.number} was judged"
-    gain = abs((best.status.value or 0.0) - first.status.value)
-    stopped = ", pruned" if first.status.state == "pruned" else ""
-    return f"It beats trial 0, {what} ({format_value(first.status.value)}{stopped}), by {gain:.4f}"
+    gain = _measure_gain(findings, best, first.status.value)
+    pruned, score = first.status.state == "pruned", format_value(first.status.value)
+    if gain <= 0:  # only complete trials are ranked
+        end = " before it was pruned" if pruned else ""
+        return f"Trial 0, {what}, had reached {score}{end}; trial {best.number} was judged"
+    return f"It beats trial 0, {what} ({score}{', pruned' if pruned else ''}), by {gain:.4f}"
+
+
+def _measure_gain(findings: Findings, best: TrialRecord, other: float) -> float:
+    """Return by how much the best trial is better than a score: negative if it is worse, whatever the direction."""
+    difference = (best.status.value or 0.0) - other
+    return difference if findings.config.search.direction == "maximize" else -difference
 
 
 def _tell_cost(findings: Findings) -> str:
@@ -147,9 +156,10 @@ def _list_figures(findings: Findings) -> list[Markup]:
     figures = [_write_figure(metric, format_value(best.status.value if best else None), "best complete trial")]
     first = findings.trials[0].status if findings.trials else None
     if best is not None and first is not None and first.value is not None and best.number != 0:
-        gain = signed((best.status.value or 0.0) - first.value)
+        better = _measure_gain(findings, best, first.value) > 0
         what = "trial 0, the baseline" if findings.baseline else "trial 0"
-        figures.append(_write_figure("Gain" if gain[0] == "+" else "Difference", gain, f"over {what}"))
+        difference = signed((best.status.value or 0.0) - first.value)
+        figures.append(_write_figure("Gain" if better else "Difference", difference, f"over {what}"))
     counts = ", ".join(f"{count} {state}" for state, count in findings.status.counts.items() if count)
     figures.append(_write_figure("Trials", str(len(findings.trials)), counts or "none yet"))
     total = sum(trial.seconds for trial in findings.trials)

@@ -10,6 +10,7 @@ from small_statistics import make_statistics
 from cityopt.config import DEFAULT_ANCHORS, AnchorTable
 from cityopt.data.anchors import NamedAnchors
 from cityopt.data.tallies import tabulate_classes, tabulate_labels
+from cityopt.report import data_figures
 from cityopt.report.data_figures import draw_cities, draw_classes, draw_labels, draw_objects_per_image
 from cityopt.report.figures import format_percents, join_words, render
 from cityopt.report.object_figures import draw_areas, draw_ratios, draw_visibility, scale_boxes
@@ -128,3 +129,18 @@ def test_percents_and_lists_are_said_as_people_do():
     assert format_percents([0.0]) == "0 %"
     assert join_words(["road", "sky", "car"]) == "road, sky and car"
     assert join_words(["road"]) == "road"
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ([0, 0, 0, 0], "No image shows an object"),
+        ([0, 0, 0, 7], "At least half of the images show no object, the fullest 7"),
+        ([0, 1, 1, 7], "Half of the images show 1 object or more, the fullest 7"),
+        ([2, 3, 3, 7], "Half of the images show 3 objects or more, the fullest 7"),
+    ],
+)
+def test_title_says_how_many_objects_half_of_the_images_show(objects, said, monkeypatch):
+    statistics = make_statistics(num_train=2, num_val=2)
+    monkeypatch.setattr(data_figures, "count_per_image", lambda _: np.array(objects))
+    assert said in read_texts(draw_objects_per_image(statistics))

@@ -5,8 +5,10 @@ import math
 import optuna
 import pytest
 from fake_studies import DECAY, OPTIMIZER, RATE, make_config
+from fake_studies import SPACE as SPACE_TREE
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from cityopt.errors import ConfigError
 from cityopt.report.importance import BEST_SHARE, MIN_TRIALS, measure_importance
 from cityopt.search.space import sample_settings
 from cityopt.search.status import TrialStatus
@@ -51,3 +53,12 @@ def test_importance_is_not_told_when_too_few_trials_have_a_score():
     few = measure_importance([*trials[1:], failed], SPACE, "maximize")
     assert few.shares == {} and few.num_trials == MIN_TRIALS - 1 and f"takes {MIN_TRIALS}" in few.reason
     assert "searches no setting" in measure_importance(trials, {}, "maximize").reason
+
+
+def test_baseline_off_the_grid_is_refused_before_it_can_spoil_the_report():
+    """Optuna runs such a trial, but builds no study of it again."""
+    steps = {"type": "float", "low": 0.0, "high": 0.1, "step": 0.02}
+    baseline = {RATE: 1e-3, DECAY: 0.01, OPTIMIZER: "adamw"}
+    with pytest.raises(ConfigError, match=r"baseline 0 must lie in the search space.*0\.01"):
+        make_config(space=SPACE_TREE | {DECAY: steps}, baselines=[baseline])
+    assert make_config(space=SPACE_TREE | {DECAY: steps}, baselines=[baseline | {DECAY: 0.06}]).search.baselines

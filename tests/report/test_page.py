@@ -122,7 +122,9 @@ def test_pictures_of_best_and_worst_are_inside_the_page(promoted):
     assert len(pictures) == 3 * 2 and all(p["src"].startswith("data:image/jpeg;base64,") for p in pictures)
     text = page.sections["pictures"].text
     assert (
-        "Trial 2, the best trial (0.2441)" in text and "Trial 7, the worst" in text and "bochum_000000_000019" in text
+        "Trial 2, the best trial (COCO mask AP 0.2441)" in text
+        and "Trial 7, the worst" in text
+        and "bochum_000000_000019" in text
     )
 
 
@@ -133,7 +135,8 @@ def test_ranked_pictures_of_a_promotion_come_first_where_there_are_some(tmp_path
         for name in ("best", "worst"):
             draw_picture(folder / f"artifacts/overlays/{name}/{place:02d}_f1-0.{place}0_lindau_{place}.jpg", 40 * place)
     text = PageReader(write_page(read_findings(tmp_path, config.name))).sections["pictures"].text
-    assert "promotion-0001 on val, best images" in text and "worst images" in text and "lindau_1, F1 0.10" in text
+    assert "promotion-0001 on val, best images" in text and "lindau_1, F1 0.10" in text
+    assert "worst images by F1 (detections of score 0.5 or more, masks’ IoU 0.5 or more)" in text
     assert text.count("lindau_") == 2 * MAX_PICTURES
 
 
@@ -148,6 +151,11 @@ CASES = {
     "pruned": ((Fate([0.1], "pruned"),), "The one trial that ended is not complete: 1 pruned.", "0.1000"),
     "first best": ((Fate(grow(0.3)), Fate(grow(0.2))), "So far trial 0 is best", "no other trial beat it"),
     "baseline failed": ((Fate([], "failed", "nan"), Fate(grow(0.2))), "So far trial 1 is best", "(failed (nan))"),
+    "baseline pruned ahead": (
+        (Fate([0.25], "pruned"), Fate(grow(0.2))),
+        "Trial 0, the baseline, had reached 0.2500 before it was pruned; trial 1 was judged",
+        "Difference",
+    ),
     "open": ((Fate(grow(0.2)), Fate([0.1, 0.2], "open")), "So far trial 0 is best", "waiting interrupted"),
 }
 
@@ -235,6 +243,19 @@ def test_command_names_a_shipped_study_when_the_settings_are_its_own(tmp_path):
     config = make_study(tmp_path, [Fate(grow(0.2))])
     findings = replace(read_findings(tmp_path, config.name), config=load_study("demo"))
     assert build_command(findings) == "cityopt sweep --study demo --trials 6 --store demo-again"
+
+
+@pytest.mark.parametrize(
+    ("first", "direction", "said", "name"),
+    [
+        (Fate([0.5]), "minimize", "It beats trial 0, the baseline (0.5000), by 0.3000", "Gain−0.3000"),
+        (Fate([0.1], "pruned"), "minimize", "had reached 0.1000 before it was pruned", "Difference+0.1000"),
+        (Fate([0.1], "pruned"), "maximize", "It beats trial 0, the baseline (0.1000, pruned), by 0.1000", "Gain+0.1"),
+    ],
+)
+def test_gain_is_what_is_better_in_the_direction_of_the_objective(tmp_path, first, direction, said, name):
+    text = read(tmp_path, [first, Fate([0.2])], direction=direction).sections["header"].text
+    assert said in text and name in text.replace(" ", "")
 
 
 def test_objective_may_be_any_metric_and_its_protocol_is_named(tmp_path):

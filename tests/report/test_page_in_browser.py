@@ -1,7 +1,7 @@
 """The report in a real Chromium: it loads nothing, complains of nothing, fits a phone, and answers to the pointer."""
 
 import pytest
-from fake_studies import MIXED, add_promotion, make_study
+from fake_studies import MIXED, Fate, add_promotion, make_study
 
 from cityopt.report.findings import read_findings
 from cityopt.report.page import write_page
@@ -59,6 +59,20 @@ def test_page_fits_a_phone_and_its_text_can_be_read(visit, scheme):
     )
     levels = [sum(map(int, color.strip("rgb()").split(","))) / 3 for color in (ink, paper)]
     assert abs(levels[0] - levels[1]) > 180 and (levels[0] < levels[1]) == (scheme == "light")
+
+
+def test_print_shows_every_trial_as_a_table_on_a_narrow_sheet(browser, tmp_path):
+    """On a screen the first 25 are shown and a button for the rest; A4 is no wider than a phone rule allows."""
+    count = 30
+    config = make_study(tmp_path, [Fate([0.1 + number / 1000]) for number in range(count)], trials=count)
+    (tmp_path / "report.html").write_text(write_page(read_findings(tmp_path, config.name)), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 690, "height": 980})
+    page.goto((tmp_path / "report.html").as_uri())
+    shown = "[...document.querySelectorAll('.leaderboard tbody tr')].map((row) => getComputedStyle(row).display)"
+    assert page.evaluate(shown) == ["flex"] * 25 + ["none"] * 5
+    page.emulate_media(media="print")
+    assert page.evaluate(shown) == ["table-row"] * count
+    page.close()
 
 
 def test_pointing_at_a_row_lights_up_the_trial_in_all_charts(visit):

@@ -13,11 +13,15 @@ from cityopt.report.tables import (
     format_value,
     print_anchors,
     print_check,
+    print_conversion,
     print_leaderboard,
+    print_prediction,
     print_promotion,
+    print_statistics,
 )
 from cityopt.search.promote import Comparison, Promotion
 from cityopt.search.status import StudyStatus, TrialStatus
+from cityopt.training.prediction_folder import PredictSummary
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_leaderboard_says_so_when_there_is_no_trial(console):
     assert "no trial yet" in lines(console)[0]
 
 
-def test_promotion_shows_trial_and_promoted_on_the_same_images(console):
+def make_promotion(metric="val/ap", **changes):
     promotion = Promotion(
         study="small",
         name="promotion-0001",
@@ -109,20 +113,34 @@ def test_promotion_shows_trial_and_promoted_on_the_same_images(console):
         trial=2,
         settings={"training.learning_rate": 0.01},
         comparisons=(
-            Comparison("val", "val/ap", 0.25, 0.5),
-            Comparison("trials' holdout", "val/ap", 0.4, None, "a note"),
+            Comparison("val", metric, 0.25, 0.5),
+            Comparison("trials' holdout", metric, 0.4, None, "the promoted model has trained on these images"),
         ),
         model="models:/cityopt-small@champion",
         version=3,
         reason="there was no champion",
         store=Path("/store"),
     )
-    print_promotion(console, promotion)
+    return replace(promotion, **changes)
+
+
+def test_promotion_shows_trial_and_promoted_on_the_same_images(console):
+    print_promotion(console, make_promotion())
     assert cells(console) == [
-        ["val", "val/ap", "0.2500", "0.5000", "+0.2500", ""],
-        ["trials' holdout", "val/ap", "0.4000", "–", "–", "a note"],
+        ["val", "val/ap", "0.2500", "0.5000", "+0.2500"],
+        ["trials' holdout", "val/ap", "0.4000", "–", "–"],
     ]
+    assert lines(console)[-2] == "trials' holdout: the promoted model has trained on these images"
     assert lines(console)[-1] == "models:/cityopt-small@champion (version 3): there was no champion"
+
+
+@pytest.mark.parametrize("metric", ["val/coco/segm/ap", "val/semantic/iou/class/motorcycle"])
+def test_promotion_shows_its_numbers_whole_in_a_narrow_terminal(metric):
+    console = Console(file=io.StringIO(), width=80)
+    print_promotion(console, make_promotion(metric))
+    (val, *_) = cells(console)
+    assert val == ["val", metric, "0.2500", "0.5000", "+0.2500"]
+    assert max(map(len, lines(console)[:-1])) <= 80 and "…" not in console.file.getvalue()
 
 
 def test_anchors_stand_beside_the_defaults_level_by_level(console):
@@ -157,6 +175,23 @@ def test_square_brackets_are_printed_as_they_are(console):
     splits = {"train": {"images": 1, "labels": 1, "problems": problems}}
     print_check(console, {"root": "/data/[bold]/x", "splits": splits})
     assert "/data/[bold]/x" in lines(console)[0] and "train: train/[v1]/0.png: is [/truncated]" in lines(console)
+    statistics = {"root": "/data/[/x]", "splits": {}, "classes": [], "remarks": ["/data/[raw]/test is left out"]}
+    print_statistics(console, statistics)
+    assert any("/data/[/x]" in line for line in lines(console)) and "/data/[raw]/test is left out" in lines(console)
+    print_prediction(console, PredictSummary(problems={"[/i].png": "is [b]"}), Path("/out/[raw]"))
+    assert "  [/i].png: is [b]" in lines(console) and any("/out/[raw]/overlays" in line for line in lines(console))
+    converted = dict.fromkeys(("family", "backbone", "classes", "framework", "anchors", "licence"), "x")
+    converted |= {
+        "num_tensors": 1,
+        "num_parameters": 1,
+        "dropped": [],
+        "source": "/[/x].pkl",
+        "checkpoint": "/[b]/c.pt",
+    }
+    print_conversion(console, converted)
+    assert any("/[/x].pkl" in line for line in lines(console)) and any("/[b]/c.pt" in line for line in lines(console))
+    print_promotion(console, make_promotion(reason="see [/x]"))
+    assert lines(console)[-1].endswith("see [/x]")
     found = replace(trial(0, "complete", 0.5), params={"model.weights": "/[red]/a.pt"})
     print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", found, [found]))
     assert any("/[red]/a.pt" in line for line in lines(console))
