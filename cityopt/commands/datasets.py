@@ -56,7 +56,7 @@ def data_stats(
     with open_observer(console) as observer:
         found = report_dataset(out, data=data, config=config, store=store, observer=observer)
     show(as_json, found, lambda: print_statistics(console, found))
-    console.print(f"Tables and pictures: {out / 'README.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Tables and pictures: {out / 'README.md'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def data_synth(

@@ -28,7 +28,7 @@ _MAX_PROBLEMS = 10
 def print_leaderboard(console: Console, status: "StudyStatus", *, limit: int = 20) -> None:
     """Print the trials of a study, the best first, and what failed."""
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items() if count) or "no trial yet"
-    table = Table(title=f"{status.study}: {counts}", title_justify="left", title_style="bold")
+    table = Table(title=escape(f"{status.study}: {counts}"), title_justify="left", title_style="bold")
     keys = list(dict.fromkeys(key for trial in status.trials for key in trial.params))
     for heading in ("trial", "state", status.metric, *(key.rsplit(".", 1)[-1] for key in keys), "time", "run"):
         table.add_column(heading, justify="right" if heading in ("trial", status.metric, "time") else "left")
@@ -89,16 +89,20 @@ def print_promotion(console: Console, promotion: "Promotion") -> None:
     settings = escape(format_settings(promotion.settings))
     title = f"{promotion.name} of {promotion.study}: trial {promotion.trial} ({settings})"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("images", "metric", "trial", "promoted", "difference", ""):
-        table.add_column(heading, justify="right" if heading in ("trial", "promoted", "difference") else "left")
+    for heading in ("images", "metric", "trial", "promoted", "difference"):
+        # A metric that is cut off is another metric: in a narrow terminal the images give way.
+        is_text = heading in ("images", "metric")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "images")
     for row in promotion.comparisons:
         known = row.trial is not None and row.promoted is not None
         difference = f"{(row.promoted or 0) - (row.trial or 0):+.4f}" if known else "–"
-        table.add_row(row.images, row.metric, format_value(row.trial), format_value(row.promoted), difference, row.note)
+        table.add_row(row.images, row.metric, format_value(row.trial), format_value(row.promoted), difference)
     console.print(table)
-    console.print(
-        f"{promotion.model} (version {promotion.version}): {promotion.reason}", highlight=False, soft_wrap=True
-    )
+    for row in promotion.comparisons:
+        if row.note:
+            console.print(f"{row.images}: {row.note}", highlight=False, soft_wrap=True, markup=False)
+    said = f"{promotion.model} (version {promotion.version}): {promotion.reason}"
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_anchors(console: Console, report: dict[str, Any]) -> None:
@@ -144,7 +148,7 @@ def print_statistics(console: Console, found: dict[str, Any]) -> None:
     """Print the objects of a dataset by class and split, and what was left out."""
     splits = {split: f"{part['images']:,} images" for split, part in found["splits"].items()}
     title = f"{found['root']}: {', '.join(f'{split} {images}' for split, images in splits.items())}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     for heading in ("split", "class", "objects", "images", "pixels", "median area", "small", "truncated", "in parts"):
         table.add_column(heading, justify="left" if heading in ("split", "class") else "right")
     for row in found["classes"]:
@@ -154,7 +158,7 @@ def print_statistics(console: Console, found: dict[str, Any]) -> None:
         table.add_row(row["split"], row["class"], f"{row['objects']:,}", f"{row['images']:,}", pixels, area, *hard)
     console.print(table)
     for remark in found["remarks"]:
-        console.print(remark, highlight=False, soft_wrap=True)
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_prediction(console: Console, summary: "PredictSummary", out: Path) -> None:
@@ -191,7 +195,7 @@ def print_conversion(console: Console, found: dict[str, Any]) -> None:
         "licence": f"{found['licence']}: the checkpoint says so, and so must whoever passes it on",
         "checkpoint": found["checkpoint"],
     }
-    table = Table(title=found["source"], title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=escape(found["source"]), title_justify="left", title_style="bold", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
