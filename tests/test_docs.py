@@ -1,6 +1,9 @@
 """What a newcomer reads must be there and be true: README, study headers, help texts."""
 
 import re
+import shlex
+import textwrap
+from typing import Any
 
 import click
 import pytest
@@ -43,11 +46,74 @@ def test_readme_names_every_option():
     assert not missing, f"README.md lacks the options {', '.join(missing)}"
 
 
-def test_readme_invents_no_command_or_option():
+def list_blocks() -> list[str]:
+    """Return README's indented blocks, without their indent."""
+    found = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", README.read_text(), re.MULTILINE)
+    return [textwrap.dedent(block).strip("\n") for block in found]
+
+
+def list_calls() -> list[tuple[str, ...]]:
+    """Return the arguments of every `cityopt …` in README's blocks, as a shell would pass them."""
+    lines = [line for block in list_blocks() for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in lines:
+        for part in line.split("&&") if "cityopt " in line else ():
+            words = shlex.split(part, comments=True)
+            if "cityopt" in words:
+                found.append(tuple(words[words.index("cityopt") + 1 :]))
+    return found
+
+
+def parse_call(arguments: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Return which command is meant and its parameters. Raises what typer does: it would not be understood."""
+    commands = list_commands()
+    words = next((w for w in (" ".join(arguments[:2]), arguments[0]) if w in commands), None)
+    if words is None:
+        raise LookupError(f"there is no command {arguments[0]!r}")
+    context = commands[words].make_context(words, list(arguments[len(words.split()) :]))
+    return words, context.params
+
+
+@pytest.mark.parametrize("arguments", list_calls(), ids=" ".join)
+def test_commands_of_the_readme_are_understood_and_their_settings_valid(arguments):
+    words, given = parse_call(arguments)
+    if "study" in given and given["study"] is not None:
+        study = load_study(given["study"], settings=given.get("settings") or (), name=given.get("name"))
+        assert study.name == (given.get("name") or given["study"]), words
+
+
+def test_readme_shows_enough_commands_to_be_checked():
+    calls = list_calls()
+    assert ("data", "check") in calls and ("sweep", "--study", "demo") in calls
+    (camvid,) = (call for call in calls if "camvid" in call)
+    assert camvid.count("--set") > 20 and camvid[-1].startswith("search.baselines=[{")
+    assert ("promote", "--study", "maskrcnn") in calls  # stands behind &&
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("swep",), "there is no command 'swep'"),
+        (("sweep", "--study", "demo", "--nope"), "No such option.*--nope"),
+        (("sweep",), "study"),
+        (("data", "check", "extra"), "unexpected extra argument.*extra"),
+    ],
+)
+def test_command_that_would_not_be_understood_is_noticed(arguments, problem):
+    with pytest.raises(Exception, match=problem):
+        parse_call(arguments)
+
+
+def test_study_of_the_readme_loads(write_study):
+    (text,) = (block for block in list_blocks() if block.startswith("extends: "))
+    study = load_study(write_study(text))
+    assert study.data.size == (512, 1024) and "model.freeze_depth" not in study.search.space
+
+
+def test_readme_invents_no_command_or_option_in_passing():
     commands = {words.split()[0] for words in list_commands()}
     options = {"--help", *(o for c in list_commands().values() for p in c.params for o in p.opts)}
-    text = README.read_text()
-    code = re.findall(r"```.*?```", text, re.DOTALL) + re.findall(r"(?<!`)`[^`\n]+`(?!`)", text)
+    code = re.findall(r"(?<!`)`[^`\n]+`(?!`)", README.read_text())
     calls = [call for part in code for call in re.findall(r"\bcityopt ([a-z]+)([^`#&|\n]*)", part)]
     assert calls
     for command, rest in calls:
