@@ -62,8 +62,16 @@ LABELS: tuple[Label, ...] = (
 
 BY_NAME: dict[str, Label] = {label.name: label for label in LABELS}
 
+NUM_IDS = max(label.id for label in LABELS) + 1
+"""Label ids of rasters are 0 … NUM_IDS - 1."""
+INSTANCE_IDS = frozenset(label.id for label in LABELS if label.has_instances)
+"""Of `id * 1000 + k`, single instances: caravans and trailers among them."""
+
 CATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(label.category for label in LABELS))
 """The eight categories; a category's place is its official id, and 0 is void."""
+
+MIN_INSTANCE_PX = 100
+"""Cityscapes' instance AP neither asks for smaller objects nor punishes finding them."""
 
 VOID = 255
 """Training id of pixels that nothing is learned from."""

@@ -31,7 +31,7 @@ def score_export(export: Path, root: Path, split: str) -> dict[str, float]:
 
 def score_instances(export: Path, truths: list[Path]) -> dict[str, float]:
     args = instance_script.args
-    with _old_numpy(), patch.object(instance_script, "writeDict2JSON", lambda *_: None):
+    with old_numpy(), patch.object(instance_script, "writeDict2JSON", lambda *_: None):
         _set(args, export / "instances")
         files = [str(path) for path in truths]
         predictions = [instance_script.getPrediction(file, args) for file in files]
@@ -44,7 +44,7 @@ def score_instances(export: Path, truths: list[Path]) -> dict[str, float]:
 
 def score_pixels(export: Path, truths: list[Path]) -> dict[str, float]:
     args = pixel_script.args
-    with _old_numpy():
+    with old_numpy():
         _set(args, export / "pixels")
         files = [str(path).replace("instanceIds", "labelIds") for path in truths]
         predictions = [pixel_script.getPrediction(args, file) for file in files]
@@ -61,7 +61,7 @@ def score_classes(export: Path, root: Path, split: str) -> dict[str, float]:
     """Return what the pixel-level script finds in a semantic model's export: IoU of classes and categories."""
     truths = sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
     args = pixel_script.args
-    with _old_numpy():
+    with old_numpy():
         _set(args, export / "pixels")
         files = [str(path) for path in truths]
         predictions = [pixel_script.getPrediction(args, file) for file in files]
@@ -103,7 +103,8 @@ def _mean(values: object) -> float:
 
 
 @contextlib.contextmanager
-def _old_numpy() -> Iterator[None]:
+def old_numpy() -> Iterator[None]:
+    """Give numpy back the function that the scripts call and that 2.4 removed, for a while."""
     had = hasattr(np, "in1d")
     if not had:
         np.in1d = lambda values, test: np.isin(values, test).ravel()

@@ -35,9 +35,8 @@ from cityopt.data.cityscapes import (
 )
 from cityopt.data.targets import Instances, find_instances
 from cityopt.errors import DataError
-from cityopt.labels import BY_NAME, CLASS_OF_ID, LABELS
+from cityopt.labels import BY_NAME, CLASS_OF_ID, NUM_IDS
 
-NUM_IDS = max(label.id for label in LABELS) + 1
 _OUTSIDE = tuple(BY_NAME[name].id for name in ("rectification border", "out of roi"))
 _ID_OF_VALUE = np.arange(NUM_IDS * 1000) // 1000
 _ID_OF_VALUE[:NUM_IDS] = range(NUM_IDS)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from cityopt.data.anchors import SIZE_BINS
 from cityopt.data.statistics import DataStatistics
-from cityopt.labels import LABELS, THING_LABELS, THING_NAMES
+from cityopt.labels import LABELS, MIN_INSTANCE_PX, THING_LABELS, THING_NAMES
 
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 
-CITYSCAPES_MIN_PX = 100
 """Objects below this area neither count nor are missed in Cityscapes' instance AP."""
 COCO_SMALL_PX = int(SIZE_BINS["small"][1])
 COCO_MEDIUM_PX = int(SIZE_BINS["medium"][1])
@@ -172,7 +171,7 @@ def count_objects(statistics: DataStatistics, chosen: Mask) -> dict[str, int]:
     areas = objects.areas[chosen]
     return {
         "objects": int(chosen.sum()),
-        "below_100_px": int((areas < CITYSCAPES_MIN_PX).sum()),
+        "below_100_px": int((areas < MIN_INSTANCE_PX).sum()),
         "small": int((areas < COCO_SMALL_PX).sum()),
         "medium": int(((areas >= COCO_SMALL_PX) & (areas < COCO_MEDIUM_PX)).sum()),
         "large": int((areas >= COCO_MEDIUM_PX).sum()),

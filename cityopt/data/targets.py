@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.labels import CLASS_OF_ID, LABELS, VOID
+from cityopt.labels import CLASS_OF_ID, LABELS, NUM_IDS, VOID
 
-_NUM_IDS = (max(CLASS_OF_ID) + 1) * 1000
-_CLASS_OF_ID = np.zeros(_NUM_IDS, dtype=np.int64)
+_NUM_VALUES = NUM_IDS * 1000
+_CLASS_OF_ID = np.zeros(_NUM_VALUES, dtype=np.int64)
 """Class of each value of a raster that is a single instance of the eight classes; 0 for all others."""
 for _id, _class in CLASS_OF_ID.items():
     _CLASS_OF_ID[_id * 1000 : (_id + 1) * 1000] = _class
 
 
-_TRAIN_ID = np.full((max(label.id for label in LABELS) + 1) * 1000, VOID, dtype=np.uint8)
+_TRAIN_ID = np.full(_NUM_VALUES, VOID, dtype=np.uint8)
 """Training id of each value of a raster."""
 for _label in LABELS:
     if _label.id >= 0:
@@ -62,11 +62,11 @@ def find_instances(raster: NDArray[Any]) -> Instances:
     starts = np.flatnonzero(edges)
     lengths = np.diff(starts, append=raster.size)
     values = raster.reshape(-1)[starts]
-    present = np.zeros(_NUM_IDS, dtype=bool)
+    present = np.zeros(_NUM_VALUES, dtype=bool)
     present[values] = True
     present &= _CLASS_OF_ID > 0
     ids = np.flatnonzero(present)
-    number = np.zeros(_NUM_IDS, dtype=np.int32)
+    number = np.zeros(_NUM_VALUES, dtype=np.int32)
     number[ids] = np.arange(1, len(ids) + 1)
     numbers = number[values]
     instance_map = np.repeat(numbers, lengths).reshape(raster.shape)
@@ -81,12 +81,6 @@ def find_train_ids(raster: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the training ids `(H, W)` in 0 … 18, or 255, of an (H, W) raster of instanceIds of any integer type."""
     train_ids: NDArray[np.uint8] = _TRAIN_ID.take(raster)  # a third of the time of indexing
     return train_ids
-
-
-def find_crowds(raster: NDArray[Any]) -> list[tuple[int, NDArray[np.bool_]]]:
-    """Find the groups in an (H, W) raster of instanceIds: (class in 1 … 8, (H, W) mask), by ascending class."""
-    masks = [(number, raster == label_id) for label_id, number in CLASS_OF_ID.items()]
-    return [(number, mask) for number, mask in masks if mask.any()]
 
 
 def _find_boxes(

@@ -50,11 +50,6 @@ class CityscapesEvaluator:
         self._images: dict[str, ImageMatches] = {}
         self._matrix: Floats | None = None
 
-    @property
-    def image_ids(self) -> frozenset[str]:
-        """Return the names of all images so far."""
-        return frozenset(self._images)
-
     def add(self, image_id: str, raster: NDArray[Any], prediction: "Prediction") -> None:
         """Add one image: its raw instanceIds `(H, W)` of any integer type, and what a model found in it.
 

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import DataError, EvaluationError
+from cityopt.evaluation.admission import check_prediction
 from cityopt.evaluation.run_lengths import RasterRuns, count_shared_pixels, decode_runs, find_raster_runs
-from cityopt.labels import CLASS_OF_ID, LABELS, THING_NAMES
+from cityopt.labels import CLASS_OF_ID, INSTANCE_IDS, LABELS, MIN_INSTANCE_PX, THING_LABELS
+from cityopt.labels import VOID as TRAIN_VOID
 
 if TYPE_CHECKING:
     from cityopt.models.masks import Prediction
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MIN_AREA_PX = 100
 OTHER, VOID, FIRST_THING = 0, 1, 2
 """Regions of a raster: all that matters to no prediction, what excuses any, and then one per instance or group."""
 LOWEST_ID, HIGHEST_VALUE = -1, 33999
 VOID_IDS = [label.id for label in LABELS if label.ignore_in_eval]
 KNOWN_IDS = {label.id for label in LABELS}
+TRAIN_IDS = {label.train_id for label in THING_LABELS}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def match_image(image_id: str, raster: NDArray[Any], prediction: "Prediction") -
 
     Raises DataError and EvaluationError: what `CityscapesEvaluator.add` lists; `image_id` is for its message.
     """
-    _check_prediction(image_id, raster, prediction)
+    check_prediction(image_id, raster, prediction)
     things, regions = _find_things(image_id, find_raster_runs(np.asarray(raster)))
     try:
         masks = decode_runs(prediction.masks)
@@ -121,7 +123,7 @@ def _find_things(image_id: str, runs: RasterRuns) -> tuple[Things, RasterRuns]:
         classes=np.array([CLASS_OF_ID[label_id] for label_id in ids[is_thing].tolist()], dtype=np.int64),
         areas=areas[is_thing],
         is_group=values[is_thing] < 1000,
-        is_small=areas[is_thing] < MIN_AREA_PX,
+        is_small=areas[is_thing] < MIN_INSTANCE_PX,
     )
     region_of = np.zeros(values[-1] + 1 - LOWEST_ID, dtype=np.int64)
     region_of[values - LOWEST_ID] = regions
@@ -136,35 +138,15 @@ def _measure_values(image_id: str, runs: RasterRuns) -> tuple[Ints, Ints]:
     areas = np.bincount(runs.values.astype(np.int64) - LOWEST_ID, weights=runs.lengths)
     values = np.flatnonzero(areas) + LOWEST_ID
     for value in values.tolist():
-        if (value if value < 1000 else value // 1000) not in KNOWN_IDS:
+        if value not in KNOWN_IDS and not (value >= 1000 and value // 1000 in INSTANCE_IDS):
             _refuse_value(image_id, value)
     return values, areas[values - LOWEST_ID].astype(np.int64)
 
 
 def _refuse_value(image_id: str, value: int) -> NoReturn:
-    hint = " It looks like a map of trainIds: give its *_gtFine_instanceIds.png." if value == 255 else ""
+    is_train_id = value == TRAIN_VOID or (value >= 1000 and value // 1000 in TRAIN_IDS)
+    hint = " It looks like a map of trainIds: give its *_gtFine_instanceIds.png." if is_train_id else ""
     raise DataError(
-        "a raster must hold ids of the Cityscapes table, -1 to 33, or id * 1000 + k, but got "
+        "a raster must hold ids of the Cityscapes table, -1 to 33, or id * 1000 + k of a class with instances, but got "
         f"{value} in image {image_id!r}.{hint}"
     )
-
-
-def _check_prediction(image_id: str, raster: NDArray[Any], prediction: "Prediction") -> None:
-    if raster.ndim != 2 or not raster.size or not np.issubdtype(raster.dtype, np.integer):
-        raise DataError(f"a raster must be (H, W) integers, but got {raster.shape} {raster.dtype} for {image_id!r}.")
-    for size in (prediction.size, *(code["size"] for code in prediction.masks)):
-        if tuple(size) != raster.shape:
-            raise EvaluationError(
-                f"masks and raster must have one size, but got {tuple(size)} and {raster.shape} for {image_id!r}. "
-                "Predict at the size of the ground truth."
-            )
-    counts = {len(prediction.masks), len(prediction.scores), len(prediction.classes)}
-    if len(counts) > 1:
-        raise EvaluationError(
-            f"masks, scores and classes must be equally many, but got {sorted(counts)} for {image_id!r}."
-        )
-    for value in np.unique(prediction.classes).tolist():
-        if value not in CLASS_OF_ID.values():
-            raise EvaluationError(f"classes must be in 1..{len(THING_NAMES)}, but got {value} for image {image_id!r}.")
-    if np.isnan(prediction.scores).any():
-        raise EvaluationError(f"scores must be numbers, but got NaN for image {image_id!r}.")

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cityopt.errors import EvaluationError
+from cityopt.evaluation.admission import check_prediction
+from cityopt.evaluation.run_lengths import find_raster_runs
 from cityopt.labels import CLASS_OF_ID, THING_NAMES
 
 if TYPE_CHECKING:
@@ -57,18 +60,16 @@ class CocoEvaluator:
         Images without instances, or without predictions, count too. As in COCO, the 100 best-scored
         predictions of an image and class enter, and equal scores rank in the order of adding.
 
-        Raises ValueError: an image added twice, a prediction of another size, a score that is NaN, or a call
-        after `summarize`.
+        Raises:
+            DataError: the raster is no map of integers.
+            EvaluationError: an image added twice, or a prediction that `check_prediction` refuses.
+            ValueError: a call after `summarize`.
         """
         if self._results is not None:
             raise ValueError(f"`add` must come before `summarize`, but image {image_id!r} came after it.")
         if image_id in self._image_ids:
-            raise ValueError(f"every image must be added once, but {image_id!r} came again.")
-        if tuple(prediction.size) != raster.shape:
-            raise ValueError(
-                f"prediction and raster must have one size, but got {tuple(prediction.size)} and {raster.shape} "
-                f"for image {image_id!r}."
-            )
+            raise EvaluationError(f"every image must be added once, but {image_id!r} came again.")
+        check_prediction(image_id, raster, prediction, num_classes=len(self.class_names))
         self._image_ids.add(image_id)
         number = len(self._image_ids)
         height, width = raster.shape
@@ -125,17 +126,14 @@ def find_runs(raster: NDArray[Any]) -> Iterator[tuple[int, bool, list[int]]]:
 
     One pass over the raster `(H, W)` serves all instances, however many there are.
     """
-    column_major = np.asarray(raster).ravel(order="F")
-    starts = np.concatenate(([0], np.flatnonzero(column_major[1:] != column_major[:-1]) + 1))
-    ends = np.append(starts[1:], column_major.size)
-    values = column_major[starts]
-    for value in np.unique(values).tolist():
+    runs = find_raster_runs(np.asarray(raster))
+    for value in np.unique(runs.values).tolist():
         class_index = CLASS_OF_ID.get(value if value < 1000 else value // 1000)
         if class_index is None:
             continue
-        own = values == value
-        edges = np.column_stack((starts[own], ends[own])).ravel()
-        yield class_index, value < 1000, np.diff(edges, prepend=0, append=column_major.size).tolist()
+        own = runs.values == value
+        edges = np.column_stack((runs.starts[own], runs.ends[own])).ravel()
+        yield class_index, value < 1000, np.diff(edges, prepend=0, append=raster.size).tolist()
 
 
 def describe_results(prediction: "Prediction", image_number: int, kind: str) -> list[dict[str, Any]]:

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import CityoptError, DataError, EvaluationError
-from cityopt.labels import LABELS, VOID
+from cityopt.labels import INSTANCE_IDS, LABELS, NUM_IDS, VOID
 
-NUM_IDS = max(label.id for label in LABELS) + 1
-INSTANCE_IDS = frozenset(label.id for label in LABELS if label.has_instances)
 NUM_TRAIN_IDS = 19
 NOISE = 0.3
 """Runs per pixel above which runs cost more than they save."""

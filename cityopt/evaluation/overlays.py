@@ -9,7 +9,7 @@ Shapes: images `(H, W, 3)` uint8, rasters and masks `(H, W)`.
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,13 +66,10 @@ def draw_overlay(
     return strip
 
 
-def encode_picture(picture: Image.Image, format: Literal["png", "jpeg", "webp"] = "png") -> bytes:
-    """Return a picture as the bytes of a file; JPEG and WebP with losses that the eye does not see."""
+def encode_picture(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a JPEG, with losses that the eye does not see."""
     stream = io.BytesIO()
-    if format == "png":
-        picture.save(stream, "PNG", optimize=False)
-    else:
-        picture.save(stream, format.upper(), quality=88)
+    picture.save(stream, "JPEG", quality=88)
     return stream.getvalue()
 
 

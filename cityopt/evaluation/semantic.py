@@ -37,8 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import EvaluationError
-from cityopt.evaluation.overlaps import NUM_IDS, count_overlaps, find_label_ids
-from cityopt.labels import BY_NAME, CATEGORIES, EVALUATED_LABELS, LABELS, THING_LABELS, Label
+from cityopt.evaluation.overlaps import count_overlaps, find_label_ids
+from cityopt.labels import BY_NAME, CATEGORIES, EVALUATED_LABELS, LABELS, NUM_IDS, THING_LABELS, Label
 
 if TYPE_CHECKING:
     from cityopt.models.masks import Prediction

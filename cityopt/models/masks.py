@@ -7,12 +7,15 @@ made, so a hundred masks of 2048 x 1024 cost a few megabytes. numpy only: evalua
 Shapes: N detections, M cells of a mask grid, (h, w) a crop, (H, W) the image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from cityopt.errors import EvaluationError
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +40,32 @@ class Prediction:
     masks: list[Rle]
     size: tuple[int, int]
     """(height, width) of the image."""
+
+    @classmethod
+    def from_masks(
+        cls, masks: Sequence[NDArray[Any]], classes: Sequence[int], scores: Sequence[float], size: tuple[int, int]
+    ) -> "Prediction":
+        """Return what somebody else's model found, given binary masks `(H, W)` of the image's size, in any order.
+
+        Boxes are those of the masks. Raises EvaluationError: a mask of another size or that is not binary, or masks,
+        classes and scores that are not equally many.
+        """
+        if len({len(masks), len(classes), len(scores)}) > 1:
+            counts = f"{len(masks)}, {len(classes)} and {len(scores)}"
+            raise EvaluationError(f"masks, classes and scores must be equally many, but got {counts}.")
+        for mask in masks:
+            if mask.shape != tuple(size):
+                raise EvaluationError(f"a mask must have the image's size {tuple(size)}, but got {mask.shape}.")
+        order = np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
+        codes = [encode_crop(masks[index], 0, 0, size) for index in order]
+        boxes_xywh = np.array([coco_mask.toBbox(code) for code in codes], dtype=np.float32).reshape(-1, 4)
+        return cls(
+            boxes_xyxy=np.concatenate((boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]), axis=1),
+            scores=np.asarray(scores, dtype=np.float32)[order],
+            classes=np.asarray(classes, dtype=np.int64)[order],
+            masks=codes,
+            size=size,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,8 +127,15 @@ def _interpolate(low: float, high: float, limit: int, cells: int) -> tuple[int, 
     return first, np.maximum(np.float32(1) - distance, np.float32(0))
 
 
-def encode_crop(crop: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Rle:
-    """Return the code of an image that is empty but for a crop `(h, w)` whose corner is (top, left)."""
+def encode_crop(crop: NDArray[Any], top: int, left: int, size: tuple[int, int]) -> Rle:
+    """Return the code of an image that is empty but for a crop `(h, w)` of 0 and 1 whose corner is (top, left).
+
+    Raises EvaluationError: the crop is not binary.
+    """
+    if crop.dtype != np.bool_ and (wrong := crop[(crop != 0) & (crop != 1)]).size:
+        raise EvaluationError(
+            f"a mask must hold 0 and 1 alone, but got {wrong[0]} ({crop.dtype}). Compare it with a threshold first."
+        )
     height, width = size
     lines = np.zeros((crop.shape[1], crop.shape[0] + 2), dtype=np.int8)
     lines[:, 1:-1] = crop.T

@@ -18,7 +18,6 @@ from cityopt.config import DEFAULT_ANCHORS, AnchorTable
 from cityopt.data.anchors import NamedAnchors, list_shapes, measure_overlap
 from cityopt.data.statistics import DataStatistics
 from cityopt.data.tallies import (
-    CITYSCAPES_MIN_PX,
     COCO_MEDIUM_PX,
     COCO_SMALL_PX,
     Row,
@@ -26,7 +25,7 @@ from cityopt.data.tallies import (
     divide,
     tabulate_classes,
 )
-from cityopt.labels import THING_NAMES
+from cityopt.labels import MIN_INSTANCE_PX, THING_NAMES
 from cityopt.report.figures import (
     GRID,
     INK,
@@ -49,7 +48,7 @@ from cityopt.report.figures import (
 ALL_COLOR: Color = (0.38, 0.42, 0.48)
 LEVEL_COLORS = ("#fdbb2d", "#f58518", "#e4572e", "#b5174b", "#6a0f49")
 LIMITS = (
-    (CITYSCAPES_MIN_PX, "100 px\nCityscapes' minimum"),
+    (MIN_INSTANCE_PX, "100 px\nCityscapes' minimum"),
     (COCO_SMALL_PX, "32² px\nCOCO: small | medium"),
     (COCO_MEDIUM_PX, "96² px\nCOCO: medium | large"),
 )
@@ -62,7 +61,7 @@ _SIZES, _RATIOS = np.arange(1, 10.01, 0.25), np.arange(-3.5, 3.51, 0.25)
 def draw_areas(statistics: DataStatistics) -> Figure:
     """Draw the areas of the objects by class on a log axis, with the limits of both protocols."""
     areas, classes = statistics.objects.areas, statistics.objects.classes
-    small, tiny = (_say_share(int((areas < limit).sum()), len(areas)) for limit in (COCO_SMALL_PX, CITYSCAPES_MIN_PX))
+    small, tiny = (_say_share(int((areas < limit).sum()), len(areas)) for limit in (COCO_SMALL_PX, MIN_INSTANCE_PX))
     title = (
         f"{small} of the objects are small for COCO, {tiny} too small for Cityscapes" if len(areas) else "No objects"
     )

@@ -151,7 +151,7 @@ class Predictor:
         if raster is not None:
             matching = match_detections(prediction, list_instances(raster), score=self.score)
         overlay = draw_overlay(item.pixels, prediction, raster, score=self.score)
-        self.folder.write(OVERLAYS, item.picture.name, encode_picture(overlay, "jpeg"))
+        self.folder.write(OVERLAYS, item.picture.name, encode_picture(overlay))
         self.folder.write(DETECTIONS, item.picture.name, self._describe(item, prediction, matching))
         self.summary.count(len(pick_rows(prediction, self.score)), matching)
 

@@ -108,7 +108,7 @@ def _draw(
             picture = draw_maps(image, prediction.label_ids, raster)
         else:
             picture = draw_overlay(image, prediction, raster)
-        tracker.write_artifact(f"overlays/{names[index]}.jpg", encode_picture(picture, "jpeg"))
+        tracker.write_artifact(f"overlays/{names[index]}.jpg", encode_picture(picture))
 
 
 def _name_rank(rank: int, score: ImageScore) -> str:

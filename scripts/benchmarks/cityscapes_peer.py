@@ -34,6 +34,11 @@ def write_scenes(folder: Path, scenes: Sequence[tuple[NDArray[np.uint16], Predic
         (folder / f"pred_{number:04d}.txt").write_text("".join(lines), encoding="utf-8")
 
 
+def old_numpy() -> Any:
+    """Give numpy back the function that the official scripts call and that 2.4 removed, while the context lasts."""
+    return mock.patch.object(np, "in1d", lambda values, some: np.isin(values, some).ravel(), create=True)
+
+
 def score_officially(folder: Path) -> NDArray[np.float64]:
     """Return the official AP per class and threshold, `(8, 10)`, of what `write_scenes` wrote.
 
@@ -43,7 +48,7 @@ def score_officially(folder: Path) -> NDArray[np.float64]:
     settings = copy.copy(official.args)
     settings.quiet, settings.predictionPath = True, str(folder.resolve())
     official.setInstanceLabels(settings)
-    with mock.patch.object(np, "in1d", lambda values, some: np.isin(values, some).ravel(), create=True):
+    with old_numpy():
         instances = instances2dict(rasters, verbose=False)
         matches = official.matchGtWithPreds(predictions, rasters, instances, settings)
         try:

@@ -15,6 +15,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.cityscapes_peer import old_numpy
 from benchmarks.measuring import Bound, Row, alternate
 from cityopt.data.cityscapes import index_split
 from cityopt.data.synthetic import write_synthetic
@@ -105,12 +106,11 @@ class OfficialScript:
 
     def count(self) -> NDArray[np.integer]:
         """Return the confusion matrix of all scenes."""
-        if not hasattr(np, "in1d"):  # gone since NumPy 2.4, and the script calls it
-            np.in1d = lambda values, wanted: np.isin(values, wanted).ravel()
         official.Image = SimpleNamespace(open=self.images.__getitem__)
         confusion = official.generateMatrix(official.args)
         sums = official.generateInstanceStats(official.args)
         for number in range(self.num_scenes):
             names = f"{number}_predicted", f"{number}_labelIds"
-            official.evaluatePair(*names, confusion, sums, {}, official.args)
+            with old_numpy():
+                official.evaluatePair(*names, confusion, sums, {}, official.args)
         return confusion

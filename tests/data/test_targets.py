@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tiny_tree import paint_raster, write_raster
 
-from cityopt.data.targets import find_crowds, find_instances, find_train_ids
+from cityopt.data.targets import find_instances, find_train_ids
 from cityopt.labels import CLASS_OF_ID, THING_NAMES
 
 
@@ -99,15 +99,6 @@ def test_find_instances_is_the_same_when_the_raster_is_a_view_of_another_type(dt
     expected = find_instances(np.ascontiguousarray(raster[::-1, ::-1]))
     np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
     np.testing.assert_array_equal(found.instance_map, expected.instance_map)
-
-
-def test_find_crowds_gives_groups_of_the_eight_classes_only() -> None:
-    raster = np.array([[26, 26, 24, 26000], [29, 7, 24, 33000]], dtype=np.uint16)
-    crowds = find_crowds(raster)
-    assert [number for number, _ in crowds] == [1, 3]
-    assert crowds[0][1].tolist() == [[False, False, True, False], [False, False, True, False]]
-    assert crowds[1][1].tolist() == [[True, True, False, False], [False, False, False, False]]
-    assert find_crowds(np.full((2, 2), 7, dtype=np.uint16)) == []
 
 
 def test_find_train_ids_equals_the_official_table_when_given_every_value_of_a_raster() -> None:

@@ -349,6 +349,9 @@ TRAIN_IDS = np.where(np.arange(4000).reshape(SIZE) % 7 == 0, 255, 13).astype(np.
         ),
         (DataError, paint((34, 0, 0, 1, 1)), ONE, "but got 34 in image 'b'"),
         (DataError, paint((34000, 0, 0, 1, 1)), ONE, "but got 34000"),
+        (DataError, paint((7001, 0, 0, 1, 1)), ONE, "of a class with instances, but got 7001"),
+        (DataError, paint((13001, 0, 0, 1, 1)), ONE, "but got 13001 in image 'b'. It looks like a map of trainIds"),
+        (EvaluationError, paint(CAR_A), change(ONE, masks=[A]), r"but got ndarray for image 'b'.*from_masks"),
         (DataError, paint(CAR_A).astype(np.int32) - 9, ONE, "but got -2"),
     ],
 )
@@ -359,5 +362,4 @@ def test_evaluator_says_what_is_wrong_when_raster_or_prediction_is(error, raster
         evaluator.add("b", raster, prediction)
     with pytest.raises(EvaluationError, match="'a' came again"):
         evaluator.add("a", paint(CAR_A), ONE)
-    assert evaluator.image_ids == {"a"}
     assert evaluator.summarize()["cityscapes/ap"] == 1  # what was refused left no trace

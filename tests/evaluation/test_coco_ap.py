@@ -14,6 +14,7 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cityopt.errors import DataError, EvaluationError
 from cityopt.evaluation.coco_ap import CocoEvaluator, find_runs, metric_names
 from cityopt.labels import THING_LABELS, THING_NAMES
 
@@ -229,9 +230,9 @@ def test_evaluator_refuses_an_image_when_it_comes_twice_or_late_or_in_another_si
     evaluator = CocoEvaluator()
     raster, nothing = np.zeros((20, 30), np.uint16), make_prediction((20, 30), [], [], [])
     evaluator.add("a", raster, nothing)
-    with pytest.raises(ValueError, match="'a' came again"):
+    with pytest.raises(EvaluationError, match="'a' came again"):
         evaluator.add("a", raster, nothing)
-    with pytest.raises(ValueError, match=r"\(20, 30\) and \(30, 20\)"):
+    with pytest.raises(EvaluationError, match=r"\(20, 30\) and \(30, 20\)"):
         evaluator.add("b", raster.T, nothing)
     evaluator.summarize()
     with pytest.raises(ValueError, match="must come before"):
@@ -299,3 +300,32 @@ def test_annotations_are_counted_from_one_over_all_images():
     evaluator = CocoEvaluator()
     found = [annotation["id"] for number in (1, 2) for annotation in evaluator.annotate(raster, number)]
     assert found == [1, 2, 3, 4, 5, 6]
+
+
+MASK = np.pad(np.ones((6, 6), bool), 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"classes": np.array([9])}, EvaluationError, r"1\.\.8, but got 9 for image 'b'"),
+        ({"classes": np.array([0])}, EvaluationError, "but got 0"),
+        ({"classes": np.array([26])}, EvaluationError, "but got 26"),
+        ({"scores": np.array([np.nan], np.float32)}, EvaluationError, "NaN for image 'b'"),
+        ({"scores": np.zeros(2, np.float32)}, EvaluationError, "equally many"),
+        ({"boxes_xyxy": np.zeros((2, 4), np.float32)}, EvaluationError, "equally many"),
+        ({"masks": [MASK]}, EvaluationError, "but got ndarray for image 'b'.*from_masks"),
+        ({"masks": [rle_tools.encode(np.asfortranarray(MASK[:10]).astype(np.uint8))]}, EvaluationError, "one size"),
+        ({"raster": np.zeros((22, 22))}, DataError, "integers, but got"),
+    ],
+)
+def test_evaluator_refuses_what_it_could_only_miscount(changes, error, message):
+    raster = np.where(MASK, 26000, 7).astype(np.uint16)
+    fine = make_prediction(MASK.shape, [MASK], [3], [0.5])
+    evaluator = CocoEvaluator()
+    evaluator.add("a", raster, fine)
+    changes = dict(changes)
+    raster_b = changes.pop("raster", raster)
+    with pytest.raises(error, match=message):
+        evaluator.add("b", raster_b, SimpleNamespace(**{**vars(fine), **changes}))
+    assert evaluator.summarize()["coco/segm/ap"] == pytest.approx(1)  # what was refused left no trace

@@ -129,13 +129,11 @@ def test_overlay_refuses_sizes_that_differ():
         draw_overlay(GREY, NOTHING, np.zeros((50, 60), np.uint16))
 
 
-def test_encode_picture_gives_files_that_open_again():
+def test_encode_picture_gives_a_jpeg_that_looks_the_same():
     picture = draw_overlay(GREY, predict(fill_box(40, 50, 70, 90), classes=[3], scores=[0.9]), None)
-    for kind, tolerance in (("png", 0), ("jpeg", 4), ("webp", 4)):
-        opened = Image.open(io.BytesIO(encode_picture(picture, kind)))
-        assert opened.format == kind.upper()
-        difference = np.abs(np.asarray(opened.convert("RGB")).astype(int) - np.asarray(picture))
-        assert difference.mean() <= tolerance
+    opened = Image.open(io.BytesIO(encode_picture(picture)))
+    assert opened.format == "JPEG"
+    assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - np.asarray(picture)).mean() <= 4
 
 
 def count_near(picture, color, panel):

@@ -8,7 +8,8 @@ from pycocotools import mask as coco_mask
 from small_models import decode_masks
 from torch.nn import functional as F
 
-from cityopt.models.masks import Floats, encode_crop, encode_masks, paste_mask, scale_boxes
+from cityopt.errors import EvaluationError
+from cityopt.models.masks import Floats, Prediction, encode_crop, encode_masks, paste_mask, scale_boxes
 
 SIZE = (60, 90)
 
@@ -136,3 +137,35 @@ def test_hundred_masks_of_a_large_image_take_little_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.full((3, 4), 255, np.uint8), np.full((3, 4), 0.7), np.full((3, 4), np.nan), np.full((3, 4), -1, np.int8)],
+    ids=["0/255", "probabilities", "nan", "negative"],
+)
+def test_mask_is_refused_when_it_is_not_binary(mask) -> None:
+    mask[0, 0] = 0
+    with pytest.raises(EvaluationError, match="0 and 1 alone"):
+        encode_crop(mask, 0, 0, (3, 4))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_prediction_of_arrays_is_that_of_pycocotools_codes_best_score_first(dtype) -> None:
+    masks = np.random.default_rng(0).random((4, 9, 13)) < 0.4
+    masks[2] = False
+    found = Prediction.from_masks(list(masks.astype(dtype)), [1, 8, 3, 2], [0.2, 0.9, 0.5, 0.9], (9, 13))
+    order = [1, 3, 2, 0]
+    assert found.masks == [coco_mask.encode(np.asfortranarray(masks[i]).astype(np.uint8)) for i in order]
+    assert found.classes.tolist() == [8, 2, 3, 1] and found.scores.tolist() == pytest.approx([0.9, 0.9, 0.5, 0.2])
+    rows, columns = np.nonzero(masks[1])
+    corners = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert found.boxes_xyxy[0].tolist() == corners and found.boxes_xyxy.shape == (4, 4)
+    assert len(Prediction.from_masks([], [], [], (9, 13)).boxes_xyxy) == 0
+
+
+def test_prediction_of_arrays_is_refused_when_they_do_not_fit() -> None:
+    with pytest.raises(EvaluationError, match="equally many"):
+        Prediction.from_masks([np.zeros((3, 4), bool)], [1, 2], [0.5], (3, 4))
+    with pytest.raises(EvaluationError, match=r"size \(3, 4\), but got \(4, 3\)"):
+        Prediction.from_masks([np.zeros((4, 3), bool)], [1], [0.5], (3, 4))
