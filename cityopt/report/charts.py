@@ -7,6 +7,7 @@ tip and lights up the same trial in all charts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from cityopt.report.axes import Axis, fit_axis, fit_log_axis
@@ -17,6 +18,10 @@ SMALL_PX = (344, 244)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 42
 _STRIP_PX = 20
 _LABEL_GAP_PX = 14
+MAX_POINTS = 20_000
+"""Of the curves of one chart, which would otherwise make a long study's page too large to send."""
+_HIT_POINTS = 24
+"""Of the unseen path that the pointer meets, which is wide."""
 _ORDER: tuple[Kind, ...] = ("pruned", "failed", "waiting", "running", "complete", "baseline", "best")
 
 
@@ -72,9 +77,22 @@ def draw_curves(lines: Sequence[Line], *, width: int, height: int, y_label: str,
     y_axis = fit_axis([value for line in lines for _, value in line.points], height - _BOTTOM, _TOP)
     parts = [_draw_frame(x_axis, y_axis, width, height, x_label="epoch", y_label=y_label, num_x=6, whole_x=True)]
     ordered = sorted(lines, key=lambda line: _ORDER.index(line.kind))
-    parts += [_draw_line(line, x_axis, y_axis) for line in ordered if line.points]
+    limit = MAX_POINTS // max(len(lines), 1)
+    parts += [_draw_line(line, x_axis, y_axis, limit) for line in ordered if line.points]
     parts += _label_ends([line for line in ordered if line.points and line.label], x_axis, y_axis)
     return _draw_svg(width, height, title, parts)
+
+
+def thin_points(points: Sequence[tuple[int, float]], limit: int) -> Sequence[tuple[int, float]]:
+    """Return about `limit` of a curve's points, in their order: both ends, and lows and highs of even stretches."""
+    if len(points) <= limit:
+        return points
+    count = max(limit // 2, 1)
+    kept = {0, len(points) - 1}
+    for begin, end in pairwise(round(place * len(points) / count) for place in range(count + 1)):
+        stretch = range(begin, end)
+        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    return [points[index] for index in sorted(kept)]
 
 
 def draw_anchors(
@@ -153,13 +171,17 @@ def _draw_mark(mark: Mark, y_px: float) -> Markup:
     return tag("g", shape, class_=f"mark {mark.kind}", data_trial=mark.trial, data_tip=mark.tip)
 
 
-def _draw_line(line: Line, x_axis: Axis, y_axis: Axis) -> Markup:
-    places = [(number(x_axis.place(step)), number(y_axis.place(value))) for step, value in line.points]
-    path = "M" + "L".join(f"{x} {y}" for x, y in places)
-    parts = [void("path", class_="hit", d=path), void("path", class_="stroke", d=path)]
-    end = places[-1]
-    if line.kind != "complete" or len(places) == 1:
-        parts.append(void("circle", cx=end[0], cy=end[1], r=3.4 if line.kind in ("best", "baseline") else 2.2))
+def _draw_line(line: Line, x_axis: Axis, y_axis: Axis, limit: int) -> Markup:
+    whole = line.kind in ("best", "baseline")
+    paths = [
+        "M" + "L".join(f"{number(x_axis.place(step))} {number(y_axis.place(value))}" for step, value in points)
+        for points in (thin_points(line.points, _HIT_POINTS), line.points if whole else thin_points(line.points, limit))
+    ]
+    parts = [void("path", class_=name, d=path) for name, path in zip(("hit", "stroke"), paths, strict=True)]
+    step, value = line.points[-1]
+    end = number(x_axis.place(step)), number(y_axis.place(value))
+    if line.kind != "complete" or len(line.points) == 1:
+        parts.append(void("circle", cx=end[0], cy=end[1], r=3.4 if whole else 2.2))
     return tag("g", *parts, class_=f"line {line.kind}", data_trial=line.trial, data_tip=line.tip)
 
 

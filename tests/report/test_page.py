@@ -3,11 +3,14 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fake_studies import (
     AP,
+    AP50,
     DECAY,
     EPOCH_S,
+    LOSS,
     MIXED,
     OPTIMIZER,
     RATE,
@@ -21,14 +24,17 @@ from fake_studies import (
     name_run,
 )
 from page_reader import PageReader
+from PIL import Image
 
 from cityopt.labels import THING_NAMES
+from cityopt.report.charts import thin_points
 from cityopt.report.findings import read_findings
 from cityopt.report.origin import build_command, write_settings
 from cityopt.report.page import PARTS, write_page
 from cityopt.report.pictures import MAX_PICTURES, WIDTH_PX, encode_small
 from cityopt.search.study import lock_study
 from cityopt.study_file import load_study
+from cityopt.tracking.run_folder import Record
 
 COMPLETE = [2, 5, 0, 4]
 """The complete trials of MIXED, the best first."""
@@ -209,18 +215,50 @@ def test_page_asks_nobody_for_anything(promoted):
     assert policy.startswith("default-src 'none'") and "http" not in policy
 
 
-def test_page_stays_small_when_a_study_and_its_pictures_are_large(tmp_path):
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A picture of noise as the page would hold it: no photograph is larger."""
+    path = tmp_path_factory.mktemp("noise") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (540, 2000, 3), dtype=np.uint8)).save(path)
+    return encode_small(path)
+
+
+def test_page_stays_small_when_its_pictures_are_large(tmp_path, noise):
     rows = [Fate(grow(0.1 + 0.0005 * n)[: 2 + n % 5], "complete" if n % 3 else "pruned") for n in range(12)]
     config = make_study(tmp_path, rows, trials=12)
-    import numpy as np
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 256, (540, 2000, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    picture = encode_small(tmp_path / "noise.png")
-    assert picture.size == (WIDTH_PX, round(540 * WIDTH_PX / 2000))
+    assert noise.size == (WIDTH_PX, round(540 * WIDTH_PX / 2000))
     page = write_page(read_findings(tmp_path, config.name))
-    assert len(page.encode()) + 3 * MAX_PICTURES * len(picture.uri) < 10e6
+    assert len(page.encode()) + 3 * MAX_PICTURES * len(noise.uri) < 10e6
+
+
+def test_page_stays_small_when_trials_and_epochs_are_many(tmp_path, noise):
+    """300 trials of 200 epochs, beside as many pictures as a page may have."""
+    count, epochs = 300, 200
+    config = make_study(tmp_path, [Fate(grow(0.2))], trials=count)
+    findings = read_findings(tmp_path, config.name)
+    model, rng = findings.trials[0], np.random.default_rng(0)
+    trials = []
+    for number in range(count):
+        noisy = 0.2 + 0.001 * number - 0.1 / np.arange(1, epochs + 1) + 0.01 * rng.normal(size=epochs)
+        scores = [{AP: float(v), AP50: 1.5 * float(v), LOSS: 1 - float(v), "system/epoch_s": 1.0} for v in noisy]
+        records = tuple(Record(step, step, metrics) for step, metrics in enumerate(scores, start=1))
+        status = replace(model.status, number=number, value=float(noisy.max()))
+        trials.append(replace(model, status=status, records=records))
+    status = replace(findings.status, trials=[t.status for t in trials], best=trials[-1].status)
+    page = write_page(replace(findings, status=status, trials=tuple(trials)))
+    lines = [a for _, a in PageReader(page).elements if (a.get("class") or "").startswith("line ")]
+    assert len(lines) == count * 3 * 2
+    assert len(page.encode()) + 3 * MAX_PICTURES * len(noise.uri) < 10e6, len(page)
+
+
+def test_thin_curve_keeps_its_ends_and_extremes():
+    values = np.random.default_rng(1).normal(size=200).round(3).tolist()
+    points = list(enumerate(values, start=1))
+    thin = thin_points(points, 30)
+    assert len(thin) <= 32 and set(thin) <= set(points) and thin == sorted(thin)
+    assert thin[0] == points[0] and thin[-1] == points[-1]
+    assert min(v for _, v in thin) == min(values) and max(v for _, v in thin) == max(values)
+    assert thin_points(points, 200) == points
 
 
 def test_settings_in_the_page_make_the_same_study(promoted, tmp_path):
