@@ -19,8 +19,11 @@ from command_line import (
     run_until,
     wait_for_death,
 )
+from official_scripts import score_export
 from optuna.trial import TrialState
 
+from cityopt.data.roots import make_scenes
+from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_registry import find_champion, name_model, resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore
 
@@ -130,7 +133,13 @@ def test_champion_gets_the_numbers_of_its_promotion_when_evaluated_at_the_size_o
     promotion = read_runs(store)["promotion-0001"].data.metrics
     known = {name: value for name, value in promotion.items() if name.startswith("val/coco/")}
     assert known and {name: found[name] for name in known} == pytest.approx(known, abs=1e-12)
-    assert {name.split("/")[1] for name in found} == {"cityscapes", "coco", "semantic_things"}
+    root = make_scenes(load_study(str(STUDY)).data.synthetic, store / "cache")
+    official = score_export(tmp_path / "out", root, "val")
+    for name in ("cityscapes/ap", "cityscapes/ap50", "coco/segm/ap", "semantic_things/miou"):
+        assert 0 <= official[f"val/{name}"] <= 1, name
+    for name, value in official.items():
+        assert found[name] == pytest.approx(value, abs=1e-9) if value == value else found[name] is None, name
+    assert found["val/cityscapes/ap"] <= found["val/cityscapes/ap50"] and found["val/semantic_things/miou"] > 0
     assert any((tmp_path / "out/instances/masks").iterdir())
 
 
