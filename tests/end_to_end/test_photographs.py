@@ -30,8 +30,8 @@ SETTINGS: dict[str, list[str]] = {
 
 
 def list_options(name: str) -> list[str]:
-    """Return the options that give a tiny study photographs of a third of a tree, and one trial."""
-    common = ["data.num_images=100", "data.num_holdout=8", "data.holdout_fraction=0.28"]
+    """Return the options that give a tiny study forty photographs to train on, and one trial."""
+    common = ["data.num_images=40", "data.num_holdout=4", "data.holdout_fraction=0.28"]
     return [word for setting in [*common, *SETTINGS[name]] for word in ("--set", setting)]
 
 
