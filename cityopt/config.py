@@ -5,17 +5,16 @@ complete: a worker, a test or a notebook can train from it and nothing else. Key
 (`training.learning_rate`) everywhere (`settings.py`): in `--set`, in the search space and in baselines.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
-from cityopt.settings import Section, name_nearest, replace_settings, set_in_tree, validate
+from cityopt.promotion import SEARCHED_DATA, Labels, PromotionConfig, StageConfig, check_promoted
+from cityopt.settings import Section, check_settings, name_nearest, replace_settings
 
-_SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur", "data.repeat_threshold")
-_PROMOTED_DATA = (*_SEARCHED_DATA, "data.size", "data.num_workers")
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["instance", "semantic"]
@@ -28,6 +27,8 @@ class SyntheticConfig(Section):
     num_images: Annotated[int, Field(strict=True, ge=3)] = 300
     size: tuple[PositiveInt, PositiveInt] = (256, 512)
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    coarse: bool = False
+    """Also make gtCoarse, and half as many images again in train_extra, which have nothing else."""
 
 
 class DataConfig(Section):
@@ -89,7 +90,7 @@ DEFAULT_ANCHORS = AnchorTable(
 class ModelConfig(Section):
     """The model family and its size."""
 
-    family: Literal["mask_rcnn", "point_rend", "unet", "unet_resnet34"] = "mask_rcnn"
+    family: Literal["mask_rcnn", "point_rend", "semantic_fpn", "unet", "unet_resnet34"] = "mask_rcnn"
     classes: Literal["cityscapes", "coco"] = "cityscapes"
     """Which objects the heads know: 8 or 80 classes. Studies train Cityscapes' classes."""
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
@@ -123,6 +124,8 @@ class ModelConfig(Section):
     """Regions of interest per image that the box head trains on."""
     num_detections: PositiveInt = 100
     score_threshold: Fraction = 0.05
+    semantic_head_channels: PositiveInt = 128
+    """Width of a `semantic_fpn`'s head."""
     start_channels: PositiveInt = 16
     """Width of a `unet`'s first level; each pooling doubles it."""
     depth: Annotated[int, Field(strict=True, ge=1, le=8)] = 4
@@ -144,10 +147,11 @@ class ModelConfig(Section):
                 "`family: unet` trains from random values: `weights: none` and `freeze_depth: 0` must hold, but got "
                 f"weights={self.weights!r}, freeze_depth={self.freeze_depth}"
             )
-        if self.flavour == "detectron2" and (self.weights in ("coco", "imagenet") or self.backbone == "resnet18"):
+        foreign = self.weights in ("coco", "imagenet") or self.backbone == "resnet18" or self.task == "semantic"
+        if self.flavour == "detectron2" and foreign:
             raise ValueError(
                 "`flavour: detectron2` is for networks that `cityopt weights convert` made, but got "
-                f"weights={self.weights!r}, backbone={self.backbone!r}"
+                f"family={self.family!r}, weights={self.weights!r}, backbone={self.backbone!r}"
             )
         return self
 
@@ -233,13 +237,6 @@ class SearchConfig(Section):
         return {k: v for k, v in space.items() if v is not None} if isinstance(space, dict) else space
 
 
-class PromotionConfig(Section):
-    """Full training of the winner: what differs from a trial."""
-
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    """Dotted keys and values that replace the trial's, such as `training.epochs: 24`."""
-
-
 class StudyConfig(Section):
     """One study, as its YAML says."""
 
@@ -276,7 +273,8 @@ class StudyConfig(Section):
 class ImageSet(Section):
     """A rule that picks images of a dataset, the same ones wherever it is applied."""
 
-    split: Literal["train", "val"] = "train"
+    split: Literal["train", "train_extra", "val"] = "train"
+    labels: Labels = "fine"
     part: Literal["all", "subset", "holdout"] = "all"
     """`holdout`: whole cities kept from trials; `subset`: `num_images` of the rest, nested for growing counts."""
     num_images: PositiveInt | None = None
@@ -289,9 +287,9 @@ class RunConfig(Section):
 
     study: str
     name: str
-    """`trial-0007`, `promotion-0001`."""
-    kind: Literal["trial", "promotion", "conversion"]
-    """`conversion`: no training of ours; its checkpoint was made from another framework's."""
+    """`trial-0007`, `promotion-0001`, `promotion-0001-pretrain`."""
+    kind: Literal["trial", "promotion", "stage", "conversion"]
+    """`stage`: before a promotion's last one. `conversion`: its checkpoint was made from another framework's."""
     seed: int
     threads: PositiveInt
     device: str = "auto"
@@ -329,13 +327,13 @@ def _check_warmup(study: StudyConfig) -> None:
 
 
 def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:
-    if (key.startswith("data.") and key not in _SEARCHED_DATA) or key.startswith("model.anchor"):
+    if (key.startswith("data.") and key not in SEARCHED_DATA) or key.startswith("model.anchor"):
         raise ValueError(
             f"`search.space` cannot hold {key!r}: images and anchors are fixed once for all trials of a study. "
-            f"Of `data` it may hold {' and '.join(_SEARCHED_DATA)}"
+            f"Of `data` it may hold {' and '.join(SEARCHED_DATA)}"
         )
     for value in dimension.examples():
-        _check_settings(study, "search.space", {key: value})
+        check_settings(study, "search.space", {key: value})
     space = study.search.space
     for other, value in dimension.when.items():
         if other not in space or other == key:
@@ -344,45 +342,35 @@ def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None
             raise ValueError(f"`search.space.{key}.when` must hold for some trial, but {other!r} is never {value!r}")
 
 
-def check_promoted(settings: Iterable[str], where: str) -> None:
-    """Check that keys have an effect on a promotion: its images are all of train and val, its anchors the study's.
-
-    Raises ConfigError that names those that have.
-    """
-    for key in settings:
-        free = key.startswith(("training.", "model.")) and not key.startswith("model.anchor")
-        if not free and key not in _PROMOTED_DATA:
-            raise ConfigError(
-                f"`{where}` takes keys that a promotion heeds, but got {key!r}. They are: training.*, model.* but for "
-                f"the anchors, {', '.join(_PROMOTED_DATA)}. The dataset is named with --data."
-            )
-
-
 def _check_overrides(study: StudyConfig) -> None:
     try:
         check_promoted(study.promotion.overrides, "promotion.overrides")
     except ConfigError as error:
         raise ValueError(str(error).removesuffix(".")) from error
     if study.promotion.overrides:
-        _check_settings(study, "promotion.overrides", study.promotion.overrides)
+        check_settings(study, "promotion.overrides", study.promotion.overrides)
+    for stage in study.promotion.trained:
+        _check_stage(study, stage)
 
 
-def _check_settings(study: StudyConfig, where: str, settings: Mapping[str, Any]) -> None:
-    """Check that settings of a training exist and that the study's own would stand beside them."""
-    tree: dict[str, Any] = {name: getattr(study, name).model_dump() for name in ("data", "model", "training")}
-    for key, value in settings.items():
-        if not key.startswith(("model.", "training.", "data.")):
-            raise ValueError(f"`{where}` takes keys of data, model and training, but got {key!r}")
-        try:
-            set_in_tree(type(study), tree, key, value)
-        except ConfigError as error:
-            raise ValueError(f"`{where}`: {error}") from error
-    for name, section in tree.items():
-        try:
-            validate(type(getattr(study, name)), section, origin=name)
-        except ConfigError as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-            raise ValueError(f"`{where}`: with {given}, {str(error).removesuffix(f' ({name}).')}") from error
+def _check_stage(study: StudyConfig, stage: StageConfig) -> None:
+    where = f"promotion.stages.{stage.name}"
+    try:
+        check_promoted(stage.overrides, f"{where}.overrides")
+    except ConfigError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+    settings = stage.list_settings(study.training.learning_rate)
+    check_settings(study, where, {**study.promotion.overrides, **settings})
+    task = study.model.model_copy(update={"family": stage.model or study.model.family}).task
+    if task == "instance" and stage.labels == "coarse":
+        raise ValueError(
+            f"`{where}`: coarse labels are for semantic models: they leave objects out, but got a Mask R-CNN"
+        )
+    if task != study.model.task and (task == "instance" or stage == study.promotion.trained[-1]):
+        raise ValueError(
+            f"`{where}.model` must do what the study's {study.model.family!r} does, but got {stage.model!r}. "
+            "A semantic model may come before an instance model, not the other way round"
+        )
 
 
 def _check_baseline(study: StudyConfig, number: int, baseline: Mapping[str, Scalar]) -> None:
@@ -392,4 +380,4 @@ def _check_baseline(study: StudyConfig, number: int, baseline: Mapping[str, Scal
             raise ValueError(f"baseline {number} sets {key!r}, which `search.space` lacks.{name_nearest(key, space)}")
         if not space[key].admits(value):
             raise ValueError(f"baseline {number} must lie in the search space, but got {key}={value!r}")
-    _check_settings(study, f"search.baselines.{number}", baseline)
+    check_settings(study, f"search.baselines.{number}", baseline)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cityopt.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+_TRAINING_SECTIONS = ("data", "model", "training")
 
 
 class Section(BaseModel):
@@ -63,12 +64,28 @@ def set_in_tree(model: type[BaseModel], tree: dict[str, Any], key: str, value: A
         leaves = [k for k in valid if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
         hint = f" Did you mean {leaves[0]!r}?" if leaves else name_nearest(key, valid)
         raise ConfigError(f"there is no config key {key!r}.{hint}")
+    entry: Any = tree
     for part in parts[:-1]:
-        if not isinstance(tree.get(part), dict):
-            tree[part] = {}
-        tree[part] = dict(tree[part])
-        tree = tree[part]
-    tree[parts[-1]] = value
+        entry = _copy_entry(entry, part, key)
+    entry[parts[-1]] = value
+
+
+def check_settings(config: BaseModel, where: str, settings: Mapping[str, Any]) -> None:
+    """Check that settings of a training exist and that the study's own would stand beside them. Raises ValueError."""
+    tree: dict[str, Any] = {name: getattr(config, name).model_dump() for name in _TRAINING_SECTIONS}
+    for key, value in settings.items():
+        if not key.startswith(tuple(f"{name}." for name in _TRAINING_SECTIONS)):
+            raise ValueError(f"`{where}` takes keys of data, model and training, but got {key!r}")
+        try:
+            set_in_tree(type(config), tree, key, value)
+        except ConfigError as error:
+            raise ValueError(f"`{where}`: {error}") from error
+    for name, section in tree.items():
+        try:
+            validate(type(getattr(config, name)), section, origin=name)
+        except ConfigError as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+            raise ValueError(f"`{where}`: with {given}, {str(error).removesuffix(f' ({name}).')}") from error
 
 
 def name_nearest(word: str, valid: Iterable[str]) -> str:
@@ -77,8 +94,27 @@ def name_nearest(word: str, valid: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def _copy_entry(tree: Any, part: str, key: str) -> Any:
+    """Return the part of a tree that a key leads into, as a copy in its place; that of a list is found by its name."""
+    if isinstance(tree, list):
+        names = [str(item.get("name")) if isinstance(item, dict) else "" for item in tree]
+        if part not in names:
+            nearest = name_nearest(part, names)
+            raise ConfigError(f"there is no config key {key!r}, since no entry is named {part!r}.{nearest}")
+        place: Any = names.index(part)
+    else:
+        place = part
+        tree.setdefault(part, {})
+    found = tree[place]
+    tree[place] = list(found) if isinstance(found, list | tuple) else dict(found) if isinstance(found, dict) else {}
+    return tree[place]
+
+
 def _split_key(model: type[BaseModel], key: str) -> list[str] | None:
-    """Split a dotted key where sections end: the keys of a mapping (space, overrides) hold dots themselves."""
+    """Split a dotted key where sections end: the keys of a mapping (space, overrides) hold dots themselves.
+
+    An entry of a list of sections goes by its name, as in `promotion.stages.pretrain.epochs`.
+    """
     name, _, rest = key.partition(".")
     if name not in model.model_fields or not rest:
         return [name] if name in model.model_fields and key == name else None
@@ -87,6 +123,10 @@ def _split_key(model: type[BaseModel], key: str) -> list[str] | None:
         entry, (head, _, leaf) = _section_of(get_args(annotation)[1]), rest.rpartition(".")
         return [name, head, leaf] if entry is not None and head and leaf in entry.model_fields else [name, rest]
     section = _section_of(annotation)
+    if get_origin(annotation) is tuple and (entry := _section_of(get_args(annotation)[0])) is not None:
+        head, _, leaf = rest.partition(".")
+        inner = _split_key(entry, leaf)
+        return None if inner is None else [name, head, *inner]
     tail = None if section is None else _split_key(section, rest)
     return None if tail is None else [name, *tail]
 
@@ -107,11 +147,11 @@ def _describe(model: type[BaseModel], item: dict[str, Any], origin: str) -> str:
 
 
 def _entry_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """Return the section that a mapping's entries are, where a path leads into such a mapping."""
+    """Return the section that the entries of a mapping or a list are, where a path leads into such a one."""
     for part in path:
         field = model.model_fields.get(str(part))
-        if field is not None and get_origin(field.annotation) is dict:
-            return _section_of(get_args(field.annotation)[1])
+        if field is not None and get_origin(field.annotation) in (dict, tuple):
+            return _section_of(get_args(field.annotation)[get_origin(field.annotation) is dict])
         section = None if field is None else _section_of(field.annotation)
         if section is None:
             return None

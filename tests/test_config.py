@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from cityopt.config import StudyConfig, check_promoted
+from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
+from cityopt.promotion import check_promoted
 from cityopt.study_file import load_study
 
 RATE = "training.learning_rate"

@@ -39,12 +39,19 @@ def choose_root(option: str | None, configured: str | None) -> str:
 
 def make_scenes(config: SyntheticConfig, cache: Path, on_count: Progress | None = None) -> Path:
     """Return the root of synthetic scenes, made once, by one process at a time."""
-    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}"
+    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}" + " coarse" * config.coarse
     root = cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with root.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in cache.glob(f".{root.name}-*"):  # of a process that was killed: the lock is ours
             shutil.rmtree(left, ignore_errors=True)
-        write_synthetic(root, num_images=config.num_images, size=config.size, seed=config.seed, progress=on_count)
+        write_synthetic(
+            root,
+            num_images=config.num_images,
+            size=config.size,
+            seed=config.seed,
+            with_coarse=config.coarse,
+            progress=on_count,
+        )
     return root

@@ -10,6 +10,7 @@ from cityopt.errors import ConfigError
 from cityopt.models.mask_rcnn import MaskRCNN
 from cityopt.models.point_rend import PointRend
 from cityopt.models.segmentation_model import SegmentationModel, Target
+from cityopt.models.semantic_fpn import SemanticFPN
 from cityopt.models.unet import UNet, UNetResNet34
 from cityopt.models.weights import find_norm, load_pretrained, load_state
 
@@ -52,8 +53,8 @@ def _build_network(model: ModelConfig, state: Mapping[str, Tensor] | None) -> Se
         return UNet(model)
     if model.family == "unet_resnet34":
         return UNetResNet34(model)
-    family = PointRend if model.family == "point_rend" else MaskRCNN
-    return family(model, norm=find_norm(model, state))
+    families = {"mask_rcnn": MaskRCNN, "point_rend": PointRend, "semantic_fpn": SemanticFPN}
+    return families[model.family](model, norm=find_norm(model, state))
 
 
 def _warn_of_frozen_noise(model: ModelConfig) -> None:

@@ -59,35 +59,52 @@ _IMAGENET = {
     "resnet50": ResNet50_Weights,
     "resnet101": ResNet101_Weights,
 }
+_ENCODER = "network.encoder."
 _COUNTER = ".num_batches_tracked"
+_CLASS_WEIGHTS = "class_weights"
 
 
 def find_norm(model: ModelConfig, state: Mapping[str, Tensor] | None = None) -> Norm:
     """Say which norm the backbone of a config needs: its state's, or else that of the weights it starts from."""
     if state is not None:
-        return "batch" if any(key.endswith(".num_batches_tracked") for key in state) else "frozen"
+        return "batch" if any(key.endswith(_COUNTER) for key in state) else "frozen"
     return "batch" if model.weights == "none" else "frozen"
 
 
 def load_pretrained(network: nn.Module, model: ModelConfig) -> None:
-    """Load the weights that `model.weights` names into a network with torchvision's module names.
+    """Load the weights that `model.weights` names into a network. Raises WeightsError as `read_pretrained` does."""
+    network.load_state_dict(read_pretrained(network, model), strict=False)
+
+
+def read_pretrained(network: nn.Module, model: ModelConfig) -> State:
+    """Return the tensors that `model.weights` names, under the names of a network of this config; `none` has none.
 
     Raises WeightsError: an unknown name, no such weights for this backbone, no download, a broken file,
     or tensors that do not fit, each of which is listed.
     """
     if model.weights == "none":
-        return
+        return {}
     url = find_url(model)
     path = Path(model.weights) if url is None else fetch_file(url)
-    if model.task == "semantic":
-        load_encoder(network, read_state(path), origin=str(path))
-        return
     content = read_file(path)
     _check_flavour(content, model, path)
-    state = rename_state(find_state(content, path))
+    return match_tensors(network, model, find_state(content, path), origin=str(path))
+
+
+def match_tensors(network: nn.Module, model: ModelConfig, state: Mapping[str, Tensor], *, origin: str) -> State:
+    """Return the tensors that a network starts with, under its names, out of a state that `model.weights` may name.
+
+    That is a state of the whole network, or of a ResNet alone, which leaves the rest random. A semantic model keeps
+    its class weights: they are of the images that it trains on. No tensor is touched, so `meta` ones do.
+
+    Raises WeightsError that lists the tensors that are missing, unknown or of another shape.
+    """
+    if model.family == "unet_resnet34":
+        return _match_encoder(network, state, origin)
+    state = rename_state(state)
     if model.weights == "coco":
         state = fold_epsilon(state)
-    fit_state(network, state, origin=str(path))
+    return _match_network(network, state, origin)
 
 
 def find_url(model: ModelConfig) -> str | None:
@@ -216,7 +233,7 @@ def rename_state(state: Mapping[str, Tensor]) -> State:
         name = key
         for old, new in _OLD_NAMES:
             name = old.sub(new, name)
-        if not name.endswith(".num_batches_tracked"):
+        if not name.endswith(_COUNTER):
             renamed[name] = value
     return renamed
 
@@ -232,39 +249,14 @@ def fold_epsilon(state: Mapping[str, Tensor]) -> State:
     return folded
 
 
-def fit_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Load tensors into a network; a file of a backbone alone leaves the rest random.
-
-    Raises WeightsError: tensors that are missing, unknown or of another shape, beside those of the
-    layers that depend on the number of classes or of anchors, which start afresh together.
-    """
-    wanted = network.state_dict()
-    fresh = [
-        layers
-        for layers in (_CLASS_LAYERS, _ANCHOR_LAYERS)
-        if any(k.startswith(layers) and k in wanted and wanted[k].shape != v.shape for k, v in state.items())
-    ]
-    for layers in fresh:
-        logger.info("starting afresh, since %s has other shapes: %s", origin, ", ".join(layers))
-        state = {key: value for key, value in state.items() if not key.startswith(layers)}
-    if all(key.startswith(_BODY) for key in state):
-        wanted = {key: value for key, value in wanted.items() if key.startswith(_BODY)}
-    random = tuple(prefix for layers in fresh for prefix in layers)
-    wanted = {key: value for key, value in wanted.items() if not random or not key.startswith(random)}
-    _check_fit(wanted, state, origin)
-    network.load_state_dict(dict(state), strict=False)
-
-
-def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Load a ResNet classifier's tensors into the encoder of a semantic network, or a whole network's into all of it.
-
-    Raises WeightsError that lists all tensors that do not fit.
-    """
-    is_classifier = "conv1.weight" in state
-    target = network.get_submodule("network.encoder") if is_classifier else network
-    own = {key: value for key, value in target.state_dict().items() if key.endswith(_COUNTER)}
-    given = {key: value for key, value in state.items() if not (is_classifier and key.startswith("fc."))}
-    load_state(target, {**own, **given}, origin=origin)
+def extract_resnet(state: Mapping[str, Tensor]) -> State:
+    """Return the ResNet of a network's state under the names of torchvision's classifiers; empty where it has none."""
+    body = _BODY if any(key.startswith(_BODY) for key in state) else _ENCODER
+    return {
+        key.removeprefix(body): value
+        for key, value in state.items()
+        if key.startswith(body) and not key.endswith(_COUNTER)
+    }
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -287,6 +279,39 @@ def list_misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
     if len(problems) > _LONGEST_LIST:
         problems[_LONGEST_LIST:] = [f"  … and {len(problems) - _LONGEST_LIST} more"]
     return problems
+
+
+def _match_network(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> State:
+    """Match a state with torchvision's names; what depends on the classes or the anchors may have other shapes."""
+    wanted = {key: value for key, value in network.state_dict().items() if key != _CLASS_WEIGHTS}
+    state = {key: value for key, value in state.items() if key != _CLASS_WEIGHTS}
+    fresh = [
+        layers
+        for layers in (_CLASS_LAYERS, _ANCHOR_LAYERS)
+        if any(k.startswith(layers) and k in wanted and wanted[k].shape != v.shape for k, v in state.items())
+    ]
+    for layers in fresh:
+        logger.info("starting afresh, since %s has other shapes: %s", origin, ", ".join(layers))
+        state = {key: value for key, value in state.items() if not key.startswith(layers)}
+    if all(key.startswith(_BODY) for key in state):
+        wanted = {key: value for key, value in wanted.items() if key.startswith(_BODY)}
+    random = tuple(prefix for layers in fresh for prefix in layers)
+    wanted = {key: value for key, value in wanted.items() if not random or not key.startswith(random)}
+    _check_fit(wanted, state, origin)
+    return state
+
+
+def _match_encoder(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> State:
+    """Match the state of a ResNet with the encoder of a U-Net, or that of a whole U-Net with all of it."""
+    if "conv1.weight" in state:
+        state = {_ENCODER + key: value for key, value in state.items() if not key.startswith("fc.")}
+        wanted = {key: value for key, value in network.state_dict().items() if key.startswith(_ENCODER)}
+    else:
+        wanted = network.state_dict()
+    own = {key: value for key, value in wanted.items() if key.endswith(_COUNTER) or key == _CLASS_WEIGHTS}
+    given = {**own, **{key: value for key, value in state.items() if key != _CLASS_WEIGHTS}}
+    _check_fit(wanted, given, origin)
+    return given
 
 
 def _check_flavour(content: Any, model: ModelConfig, path: Path) -> None:

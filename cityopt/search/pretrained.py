@@ -26,7 +26,8 @@ def settle_paths(config: StudyConfig) -> StudyConfig:
         space[KEY] = replace_section(space[KEY], choices=tuple(_settle(c) for c in space[KEY].choices or ()))
     baselines = tuple(settle_path(baseline) for baseline in search.baselines)
     model = replace_section(config.model, weights=_settle(config.model.weights))
-    promotion = replace_section(config.promotion, overrides=settle_path(config.promotion.overrides))
+    stages = [{**dict(stage), "overrides": settle_path(stage.overrides)} for stage in config.promotion.stages]
+    promotion = replace_section(config.promotion, overrides=settle_path(config.promotion.overrides), stages=stages)
     search = replace_section(search, space=space, baselines=baselines)
     return config.model_copy(update={"model": model, "search": search, "promotion": promotion})
 
@@ -56,6 +57,16 @@ def check_weights(model: ModelConfig) -> None:
         from cityopt.models.weights import find_url
 
         find_url(model)
+
+
+def fetch_start(model: ModelConfig, observer: Observer) -> None:
+    """Have the weights of a model at hand that are downloaded. Raises WeightsError: they cannot be had."""
+    if model.weights == "none":
+        return
+    from cityopt.models.weights import find_url
+
+    if url := find_url(model):
+        _fetch(url, observer)
 
 
 def _list_addresses(config: StudyConfig) -> list[str]:

@@ -1,8 +1,10 @@
-"""Promotion: the best trial's settings -> full training -> all of val -> the registry.
+"""Promotion: the best trial's settings -> full training, in one go or in stages -> all of val -> the registry.
 
 The promoted model trains on every training image, the trials' holdout included, for a fixed schedule whose last
 epoch counts: val judges it once and chooses nothing. So that the result says what full training brought, the
-trial's own checkpoint is judged on val beside it. A promotion that was killed goes on from its last epoch.
+trial's own checkpoint is judged on val beside it. A promotion that was killed goes on from the last epoch of the stage
+that it was in. Its own run is the last stage's; those before have runs of their own, which a later promotion takes over
+where it would train the same.
 """
 
 import math
@@ -13,18 +15,19 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, check_promoted, settle_training
+from cityopt.config import ImageSet, RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder, choose_root
-from cityopt.errors import StudyError
-from cityopt.runtime import derive_seed
+from cityopt.errors import StudyError, TrainingError
+from cityopt.promotion import check_promoted
 from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import open_root
-from cityopt.search.pretrained import hash_files, settle_path
+from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
 from cityopt.search.single import SingleTraining
-from cityopt.search.space import fix_anchors, trial_holdout
+from cityopt.search.space import trial_holdout
+from cityopt.search.stages import VAL, PlannedStage, check_plan, plan_promotion
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
@@ -36,7 +39,6 @@ from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, RunFolder, Status, read_records, read_status
 
 PROMOTIONS = "cityopt:promotions"
-VAL = ImageSet(split="val", part="all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ def run_promotion(
     Raises ConfigError (a setting that a promotion does not heed), StoreError (no such study, another process at work
     on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError, TrainingError.
     """
+    how = {key: value for key, value in settings.items() if key.startswith("promotion.")}
+    settings = {key: value for key, value in settings.items() if key not in how}
     check_promoted(settings, "--set")
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
@@ -83,16 +87,19 @@ def run_promotion(
         study, config, facts = load_stored_study(storage, name)
         winner = pick_winner(study, config)
         refuse_other_settings(storage, config, hash_files(config))
+        config = replace_settings(config, how)
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
-        run = build_promotion_config(config, facts, winner, settings, root=root, device=device, store=folder)
+        plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
+        if config.promotion.stages:
+            check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
         with (
             open_executor(folder, name, threads=facts.threads, device=device) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
             training = SingleTraining(folder, executor, shipper, observer)
-            return Promoter(folder, study, config, facts, mlflow, training, observer).promote(run, winner)
+            return Promoter(folder, study, config, facts, mlflow, training, observer).promote(plan, winner)
 
 
 def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
@@ -105,38 +112,6 @@ def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
         )
     pick = max if config.search.direction == "maximize" else min
     return pick(complete, key=lambda trial: trial.value or 0.0)
-
-
-def build_promotion_config(
-    config: StudyConfig,
-    facts: StudyFacts,
-    winner: TrialStatus,
-    settings: Mapping[str, Any],
-    *,
-    root: Path,
-    device: str,
-    store: Path,
-) -> RunConfig:
-    """Return the full training of a trial: its settings, then the study's `promotion.overrides`, then `--set`."""
-    full = settle_training(config, {**winner.params, **config.promotion.overrides, **settle_path(settings)})
-    return RunConfig(
-        study=config.name,
-        name="promotion",
-        kind="promotion",
-        seed=derive_seed(config.seed, "promotion", winner.number),
-        threads=facts.threads,
-        device=device,
-        cache=str(cache_folder(store)),
-        data=replace_section(full.data, root=str(root)),
-        model=fix_anchors(full.model, facts),
-        training=full.training,
-        train_set=ImageSet(split="train", part="all", seed=config.seed),
-        validation_set=VAL,
-        metric=config.search.metric,
-        direction=config.search.direction,
-        keep="last",
-        fingerprint=facts.fingerprint,
-    )
 
 
 class Promoter:
@@ -155,10 +130,11 @@ class Promoter:
         self.store, self.study, self.config, self.facts = store, study, config, facts
         self.mlflow, self.training, self.observer = mlflow, training, observer
 
-    def promote(self, run: RunConfig, winner: TrialStatus) -> Promotion:
+    def promote(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> Promotion:
         """Train, judge, register, in steps that may each be repeated after a kill."""
-        run, run_id = self._open_run(run, winner)
+        run, run_id = self._open_run(plan, winner)
         with self.training.holding(run_id):
+            run = self._train_stages(plan, run)
             seconds = self.training.train(run, run_id)
             self.training.executor.close()
             comparisons = self._compare(run, run_id, winner)
@@ -168,7 +144,7 @@ class Promoter:
                 run_id,
                 checkpoint=run_folder(self.store, run_id) / BEST,
                 value=comparisons[0].promoted,
-                origin=f"Trial {winner.number} of study {run.study}, trained in full.",
+                origin=f"Trial {winner.number} of study {run.study}, trained in full{_name_stages(plan)}.",
                 tags={"cityopt.trial": winner.number},
             )
         status = Status("complete", message=str(found), seconds=seconds)
@@ -186,31 +162,86 @@ class Promoter:
             store=self.store,
         )
 
-    def _open_run(self, run: RunConfig, winner: TrialStatus) -> tuple[RunConfig, str]:
-        """Return the promotion that was begun with this very config and not ended, or a new one."""
+    def _open_run(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> tuple[RunConfig, str]:
+        """Return the promotion that was begun with this very plan and not ended, or a new one."""
+        run = plan[-1].run
         known: list[dict[str, Any]] = self.study.user_attrs.get(PROMOTIONS, [])
         last = known[-1] if known else None
         if last and read_status(run_folder(self.store, last["run_id"])) is None:
-            same = _without_place(last["config"]) == _without_place(run.model_dump(mode="json"))
-            if same:
+            if _is_same(last, plan):
                 run_id = str(last["run_id"])
                 self.mlflow.reopen_run(run_id)
                 self.observer.say(f"{last['name']} goes on from its last finished epoch")
                 return replace_section(run, name=last["name"]), run_id
             self.training.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
-        tags = describe_data(self.facts) | describe_run(run)
-        tags |= {
-            "cityopt.trial": winner.number,
-            "cityopt.trial_run": winner.run_id,
-        }
-        run_id = self.mlflow.find_run(run.study, run.name) or self.mlflow.create_run(
-            run.study, run.name, "promotion", tags
-        )
-        self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
+        tags = {"cityopt.trial": winner.number, "cityopt.trial_run": winner.run_id}
+        run_id = self._create_run(run, tags | ({"cityopt.stage": plan[-1].name} if plan[-1].name else {}))
+        stages = [{"name": stage.name, "config": stage.run.model_dump(mode="json")} for stage in plan[:-1]]
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
-        self.study.set_user_attr(PROMOTIONS, [*known, entry])
+        self.study.set_user_attr(PROMOTIONS, [*known, entry | ({"stages": stages} if stages else {})])
         return run, run_id
+
+    def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
+        """Return the id of a new run, or of the one of this name that a kill left unrecorded."""
+        all_tags = describe_data(self.facts) | describe_run(run) | dict(tags)
+        found = self.mlflow.find_run(run.study, run.name)
+        run_id = found or self.mlflow.create_run(run.study, run.name, run.kind, all_tags)
+        self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
+        return run_id
+
+    def _train_stages(self, plan: tuple[PlannedStage, ...], last: RunConfig) -> RunConfig:
+        """Train what comes before a promotion's last stage, and return that one with the weights to start from."""
+        from cityopt.training.stages import hand_over
+
+        folders: dict[str, Path] = {}
+        for stage in plan:
+            run = stage.run if stage is not plan[-1] else last
+            if stage.start is not None:
+                weights = str(hand_over(folders[stage.start], whole=stage.whole))
+                run = replace_section(run, model=replace_section(run.model, weights=weights))
+            if stage is plan[-1]:
+                return run
+            folders[stage.name] = run_folder(self.store, self._train_stage(stage, run, last.name))
+        raise AssertionError("a plan has a last stage")
+
+    def _train_stage(self, stage: PlannedStage, run: RunConfig, promotion: str) -> str:
+        """Train a stage unless that is done, and return the id of its run."""
+        run = replace_section(run, name=f"{promotion}-{stage.name}")
+        run_id = self._open_stage(stage, run, promotion)
+        status = read_status(run_folder(self.store, run_id))
+        if status is not None and status.outcome == "complete":
+            self.observer.say(f"stage {stage.name} is trained already (run {run_id})")
+            return run_id
+        if status is not None:  # a kill came before the promotion itself was ended for the same reason
+            raise TrainingError(status.reason, status.message)
+        self.mlflow.reopen_run(run_id)
+        with self.training.holding(run_id):
+            seconds = self.training.train(run, run_id)
+        self.training.complete(run_id, Status("complete", seconds=seconds))
+        return run_id
+
+    def _open_stage(self, stage: PlannedStage, run: RunConfig, promotion: str) -> str:
+        """Return the run of a stage: its own, that of an earlier promotion that trained the same, or a new one."""
+        known: list[dict[str, Any]] = self.study.user_attrs[PROMOTIONS]
+        own = next(entry for entry in known[-1]["stages"] if entry["name"] == stage.name)
+        if "run_id" not in own:
+            tags = {"cityopt.promotion": promotion, "cityopt.stage": stage.name}
+            own["run_id"] = self._find_trained(known[:-1], run) or self._create_run(run, tags)
+            own["trained"] = run.model_dump(mode="json")
+            self.study.set_user_attr(PROMOTIONS, known)
+        return str(own["run_id"])
+
+    def _find_trained(self, known: list[dict[str, Any]], run: RunConfig) -> str | None:
+        """Return the run of an earlier promotion's stage that was trained to its end with this very config."""
+        wanted = _without_place(run.model_dump(mode="json"))
+        for entry in (stage for promotion in reversed(known) for stage in promotion.get("stages", [])):
+            if "run_id" in entry and _without_place(entry["trained"]) == wanted:
+                folder = run_folder(self.store, entry["run_id"])
+                status = read_status(folder)
+                if status is not None and status.outcome == "complete" and (folder / BEST).is_file():
+                    return str(entry["run_id"])
+        return None
 
     def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
         """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
@@ -254,6 +285,18 @@ class Promoter:
                 "the promoted model has trained on these images",
             ),
         )
+
+
+def _name_stages(plan: tuple[PlannedStage, ...]) -> str:
+    return f" in {len(plan)} stages ({', '.join(stage.name for stage in plan)})" if len(plan) > 1 else ""
+
+
+def _is_same(entry: Mapping[str, Any], plan: tuple[PlannedStage, ...]) -> bool:
+    """Say whether a promotion was begun with this plan."""
+    begun = [*(stage["config"] for stage in entry.get("stages", [])), entry["config"]]
+    return [_without_place(config) for config in begun] == [
+        _without_place(stage.run.model_dump(mode="json")) for stage in plan
+    ]
 
 
 def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:

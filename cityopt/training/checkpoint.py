@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from cityopt.config import RunConfig
 from cityopt.errors import ConfigError, TrainingError, WeightsError
 from cityopt.models.build import SegmentationModel, build_model
+from cityopt.models.weights import extract_resnet
 from cityopt.runtime import capture_rng
 from cityopt.settings import validate
 
@@ -94,8 +95,24 @@ def save_converted(path: Path, *, model: Mapping[str, Tensor], config: RunConfig
     _write(path, content)
 
 
+def export_backbone(checkpoint: Path, out: Path) -> None:
+    """Write the ResNet of a checkpoint's network as a plain state dict, which `model.weights: PATH` of another takes.
+
+    Names are those of torchvision's classifiers. Pyramid and heads stay behind; of its norms go the weights, biases
+    and statistics, which are constant in a network that starts from them.
+
+    Raises WeightsError (as `load_checkpoint`, or a network without a ResNet) and TrainingError as `save_checkpoint`.
+    """
+    content = load_checkpoint(checkpoint)
+    resnet = extract_resnet(content["model"])
+    if not resnet:
+        family = content["config"]["model"]["family"]
+        raise WeightsError(f"{checkpoint} must hold a network with a ResNet, but holds a {family!r}, which has none.")
+    _write(out, resnet)
+
+
 def _write(path: Path, content: Mapping[str, Any], may_replace: Callable[[], None] = lambda: None) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint, or tensors by name, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -28,11 +28,11 @@ OnCount = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a dataset holds in train and val, without its pixels."""
+    """What a dataset holds in train and val, or in one split under coarse labels, without its pixels."""
 
     root: Path
     frames: dict[str, Frame]
-    """By name, of both splits."""
+    """By name, of all its splits."""
     facts: list[FrameFacts]
     fingerprint: str
 
@@ -65,6 +65,23 @@ def survey_dataset(root: str | Path, cache: Path, on_count: OnCount | None = Non
     return Survey(Path(root), {frame.name: frame for frame in frames}, facts, fingerprint(facts))
 
 
+def survey_coarse(root: str | Path, split: str, cache: Path, on_count: OnCount | None = None) -> Survey:
+    """Index one split under its coarse labels, as `survey_dataset` does the fine ones; the fingerprint is its own.
+
+    Raises DataError: no such split or no gtCoarse, and whatever is broken.
+    """
+    frames = index_split(root, split, "coarse")
+    facts = scan_frames(frames, cache / "facts.json", on_count)
+    return Survey(Path(root), {frame.name: frame for frame in frames}, facts, fingerprint(facts))
+
+
+def survey_images(fine: Survey, image_set: ImageSet, cache: Path, on_count: OnCount | None = None) -> Survey:
+    """Return the survey that a rule picks images from: `fine`, or one of the coarse labels. Raises DataError."""
+    if image_set.labels == "fine":
+        return fine
+    return survey_coarse(fine.root, image_set.split, cache, on_count)
+
+
 def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> TrainingData:
     """Pick the images of a training and open their caches, which are built where they are not there yet.
 
@@ -79,9 +96,10 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
             f"the dataset at {survey.root} must be the one the study began with (fingerprint {config.fingerprint}), "
             f"but has fingerprint {survey.fingerprint}. Restore its files, or begin another study with --name."
         )
-    train, validation = (pick_facts(survey, image_set) for image_set in (config.train_set, config.validation_set))
+    train_survey = survey_images(survey, config.train_set, Path(config.cache), on_count)
+    train, validation = pick_facts(train_survey, config.train_set), pick_facts(survey, config.validation_set)
     return TrainingData(
-        train=open_images(survey, train, config, on_count),
+        train=open_images(train_survey, train, config, on_count),
         validation=open_images(survey, validation, config, on_count),
         train_hash=hash_names(fact.name for fact in train),
         validation_hash=hash_names(fact.name for fact in validation),
