@@ -1,6 +1,6 @@
 """Full training of a study's winner, as its YAML says: what differs from a trial, and the stages it is trained in.
 
-A part of the study (`config.py`), which checks each stage's settings beside the study's own; `search/stages.py` makes
+A part of the study (`config.py`), which checks each stage's settings beside the study's own; `search/plan.py` makes
 one training of each.
 """
 

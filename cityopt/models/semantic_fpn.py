@@ -22,8 +22,8 @@ from cityopt.models.semantic_model import NUM_CLASSES, SemanticModel
 from cityopt.models.unet import pad_to_cells
 
 _CELL_PX = 32
-_NUM_GROUPS = 32
-"""Groups of a group norm; fewer where they do not divide the width."""
+_NUM_GROUPS, _GROUP_CHANNELS = 32, 4
+"""Of a group norm of the published width, 128; narrower heads have fewer groups, of no fewer channels."""
 _LEVELS = STRIDES[:4]
 """P2..P5: the semantic branch leaves P6 out."""
 
@@ -59,11 +59,12 @@ class SemanticFPN(SemanticModel):
 
 def _build_climb(before: int, width: int, num_doublings: int) -> nn.Sequential:
     """Chain the steps of one level: `num_doublings` that double, or a single one that does not."""
+    num_groups = 1 if width % _GROUP_CHANNELS else math.gcd(_NUM_GROUPS, width // _GROUP_CHANNELS)
     layers: list[nn.Module] = []
     for step in range(max(1, num_doublings)):
         convolution = nn.Conv2d(width if step else before, width, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        layers += [convolution, nn.GroupNorm(math.gcd(_NUM_GROUPS, width), width), nn.ReLU(inplace=True)]
+        layers += [convolution, nn.GroupNorm(num_groups, width), nn.ReLU(inplace=True)]
         if num_doublings:
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
     return nn.Sequential(*layers)

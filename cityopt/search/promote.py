@@ -22,12 +22,12 @@ from cityopt.promotion import check_promoted
 from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
+from cityopt.search.plan import VAL, PlannedStage, check_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
 from cityopt.search.single import SingleTraining
 from cityopt.search.space import trial_holdout
-from cityopt.search.stages import VAL, PlannedStage, check_plan, plan_promotion
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent

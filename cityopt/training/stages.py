@@ -1,6 +1,6 @@
 """What one stage of a promotion hands to the next: its whole network, or the ResNet alone for another model.
 
-Stands between `search/stages.py`, which orders the trainings, and the checkpoints that they leave in their folders.
+Stands between `search/plan.py`, which orders the trainings, and the checkpoints that they leave in their folders.
 """
 
 from pathlib import Path

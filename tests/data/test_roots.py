@@ -68,3 +68,11 @@ def test_scenes_are_made_once_when_two_processes_want_them(tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in Path(roots[0]).rglob("*.png")}
     other = make_scenes(SMALL.model_copy(update={"seed": 2}), tmp_path)
     assert other != Path(roots[0])
+
+
+def test_scenes_with_coarse_labels_are_another_tree_with_the_same_fine_ones(tmp_path):
+    plain, coarse = (make_scenes(SMALL.model_copy(update={"coarse": some}), tmp_path) for some in (False, True))
+    assert plain != coarse and not (plain / "gtCoarse").exists()
+    assert list(coarse.glob("gtCoarse/train_extra/*/*_instanceIds.png"))
+    for path in plain.glob("*/*/*/*.png"):
+        assert (coarse / path.relative_to(plain)).read_bytes() == path.read_bytes()

@@ -30,7 +30,7 @@ SMALL = ModelConfig(
 def draw_scene(
     seed: int, *, size: tuple[int, int] = (96, 160), num_instances: int = 4
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw an image of noise and coloured rectangles, and its target."""
+    """Draw an image of noise and coloured rectangles, and its target for either task."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     image = torch.rand(3, height, width, generator=generator)
@@ -48,10 +48,12 @@ def draw_scene(
             boxes.append([int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1])
             kept[instance_map == number + 1] = len(boxes)
     classes = torch.arange(len(boxes)) % 8 + 1
+    train_ids = torch.cat([torch.zeros(1), classes + 10]).to(torch.uint8)
     return image, {
         "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "classes": classes,
         "instance_map": kept,
+        "label_map": train_ids[kept],
     }
 
 

@@ -1,4 +1,7 @@
-"""What every model family must keep. A new family is a new row in FAMILIES."""
+"""What every model family on our backbone must keep. A new family is a new row in FAMILIES, or in SEMANTIC.
+
+What a semantic family predicts has a contract of its own: `test_semantic_model_contract.py`.
+"""
 
 import copy
 from pathlib import Path
@@ -16,12 +19,18 @@ FAMILIES = {
     "mask_rcnn": SMALL,
     "point_rend": SMALL.model_copy(update={"family": "point_rend", "coarse_head_channels": 32}),
 }
+SEMANTIC = {"semantic_fpn": SMALL.model_copy(update={"family": "semantic_fpn", "semantic_head_channels": 16})}
 FROZEN_PREFIXES = ("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)
 
 
 @pytest.fixture(params=FAMILIES, name="config")
 def _config(request: pytest.FixtureRequest) -> ModelConfig:
     return FAMILIES[request.param]
+
+
+@pytest.fixture(params=[*FAMILIES, *SEMANTIC], name="any_config")
+def _any_config(request: pytest.FixtureRequest) -> ModelConfig:
+    return {**FAMILIES, **SEMANTIC}[request.param]
 
 
 def build(config: ModelConfig, seed: int = 0, **changes: object) -> SegmentationModel:
@@ -40,8 +49,8 @@ def draw_batch(*sizes: tuple[int, int], num_instances: int = 4) -> tuple[list[Te
 
 
 @pytest.mark.parametrize("freeze_depth", [0, 1, 2, 5])
-def test_gradients_reach_exactly_the_unfrozen_parameters(config: ModelConfig, freeze_depth: int) -> None:
-    model = build(config, freeze_depth=freeze_depth)
+def test_gradients_reach_exactly_the_unfrozen_parameters(any_config: ModelConfig, freeze_depth: int) -> None:
+    model = build(any_config, freeze_depth=freeze_depth)
     sum(model.loss(*draw_batch((96, 160), (96, 160))).values()).backward()
     frozen = tuple(f"backbone.body.{name}" for stage in FROZEN_PREFIXES[:freeze_depth] for name in stage)
     for name, parameter in model.named_parameters():
@@ -51,8 +60,8 @@ def test_gradients_reach_exactly_the_unfrozen_parameters(config: ModelConfig, fr
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_loss_is_a_dict_of_finite_scalars(config: ModelConfig) -> None:
-    losses = build(config).loss(*draw_batch((96, 160), (96, 160)))
+def test_loss_is_a_dict_of_finite_scalars(any_config: ModelConfig) -> None:
+    losses = build(any_config).loss(*draw_batch((96, 160), (96, 160)))
     assert losses
     for name, value in losses.items():
         assert value.shape == () and value.isfinite() and value > 0, name
@@ -83,10 +92,10 @@ def test_predict_gives_sorted_arrays_of_one_length(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("counts", [(0,), (0, 3), (0, 0)])
 def test_loss_is_finite_and_trains_everything_when_images_are_empty(
-    config: ModelConfig, counts: tuple[int, ...]
+    any_config: ModelConfig, counts: tuple[int, ...]
 ) -> None:
     scenes = [draw_scene(seed, num_instances=count) for seed, count in enumerate(counts)]
-    model = build(config)
+    model = build(any_config)
     losses = model.loss([image for image, _ in scenes], [target for _, target in scenes])
     assert all(value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
@@ -129,8 +138,8 @@ def test_predict_is_empty_when_nothing_passes_the_threshold(config: ModelConfig)
     assert prediction.classes.shape == (0,) and prediction.masks == []
 
 
-def test_predict_leaves_no_graph_and_no_gradients(config: ModelConfig) -> None:
-    model = build_finder(config)
+def test_predict_leaves_no_graph_and_no_gradients(any_config: ModelConfig) -> None:
+    model = build_finder(any_config)
     model.predict(draw_batch((64, 96))[0])
     assert all(p.grad is None for p in model.parameters())
 
@@ -163,11 +172,11 @@ def test_predictions_survive_a_round_trip_through_a_file(config: ModelConfig, tm
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_steps_give_the_same_bits_when_the_seed_is_the_same(config: ModelConfig, threads: int) -> None:
+def test_two_steps_give_the_same_bits_when_the_seed_is_the_same(any_config: ModelConfig, threads: int) -> None:
     images, targets = draw_batch((96, 160), (96, 160), (64, 96))
 
     def train() -> dict[str, Tensor]:
-        model = build(config, seed=7)
+        model = build(any_config, seed=7)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()
@@ -184,9 +193,9 @@ def test_two_steps_give_the_same_bits_when_the_seed_is_the_same(config: ModelCon
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_training_lowers_the_loss_of_one_scene(config: ModelConfig) -> None:
+def test_training_lowers_the_loss_of_one_scene(any_config: ModelConfig) -> None:
     images, targets = draw_batch((96, 160))
-    model = build(config)
+    model = build(any_config)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     history = []
     for _ in range(40):

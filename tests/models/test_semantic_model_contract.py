@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import SMALL
 from torch import Tensor
+from torch.nn import functional
 
 from cityopt.config import ModelConfig
 from cityopt.models.build import build_model
@@ -17,7 +19,9 @@ FAMILIES = {
     "unet_group_norm": ModelConfig(family="unet", start_channels=8, depth=2, norm="group", **PLAIN),
     "unet_odd_groups": ModelConfig(family="unet", start_channels=6, depth=1, norm="group", **PLAIN),
     "unet_resnet34": ModelConfig(family="unet_resnet34", **PLAIN),
+    "semantic_fpn": SMALL.model_copy(update={"family": "semantic_fpn", "semantic_head_channels": 16}),
 }
+RESNETS = {"unet_resnet34": "network.encoder.", "semantic_fpn": "backbone.body."}
 LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice", "focal+dice")
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
@@ -55,10 +59,11 @@ def test_gradients_reach_every_parameter_when_nothing_is_frozen(config: ModelCon
     assert all(p.grad.abs().sum() > 0 for p in heads)
 
 
+@pytest.mark.parametrize("family", RESNETS)
 @pytest.mark.parametrize("freeze_depth", [1, 3, 5])
-def test_frozen_stages_keep_weights_and_statistics(freeze_depth: int) -> None:
-    model = build(FAMILIES["unet_resnet34"], freeze_depth=freeze_depth).train()
-    frozen = tuple(f"network.encoder.{name}." for stage in STAGES[:freeze_depth] for name in stage)
+def test_frozen_stages_keep_weights_and_statistics(freeze_depth: int, family: str) -> None:
+    model = build(FAMILIES[family], freeze_depth=freeze_depth).train()
+    frozen = tuple(f"{RESNETS[family]}{name}." for stage in STAGES[:freeze_depth] for name in stage)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     sum(model.loss(*draw_batch((64, 96), (64, 96))).values()).backward()
@@ -146,6 +151,27 @@ def test_training_learns_two_classes(config: ModelConfig) -> None:
 def test_unet_has_the_published_number_of_parameters(channels: int, depth: int, count: int) -> None:
     model = build(FAMILIES["unet"], start_channels=channels, depth=depth)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_semantic_fpn_sums_its_levels_at_a_quarter_of_the_image() -> None:
+    """The head of Panoptic FPN, written out: P2 one convolution, P3 to P5 as many doublings as they are away."""
+    model = build(FAMILIES["semantic_fpn"]).eval()
+    state, x = model.state_dict(), torch.randn(2, 3, 64, 96)
+    total = torch.zeros(2, 16, 16, 24)
+    for level, y in enumerate(model.get_submodule("backbone")(x)[:4]):
+        for step in range(max(1, level)):
+            place = step * 4  # convolution, norm, ReLU, doubling
+            y = functional.conv2d(y, state[f"climb.{level}.{place}.weight"], padding=1)
+            norm = (state[f"climb.{level}.{place + 1}.{name}"] for name in ("weight", "bias"))
+            y = functional.relu(functional.group_norm(y, 4, *norm))
+            if level:
+                size = (y.shape[2] * 2, y.shape[3] * 2)
+                y = functional.interpolate(y, size, mode="bilinear", align_corners=False)
+        total += y
+    logits = torch.einsum("bchw,kc->bkhw", total, state["classifier.weight"][:, :, 0, 0])
+    logits += state["classifier.bias"].view(1, -1, 1, 1)
+    expected = functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.classify(x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_encoder_takes_torchvisions_classifier_when_given_as_path(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from optuna.trial import TrialState, create_trial
 from small_studies import DECAY, FACTS, RATE, make_config
 
 from cityopt.errors import ConfigError, StudyError
-from cityopt.search.promote import build_promotion_config, pick_winner
+from cityopt.search.plan import plan_promotion
+from cityopt.search.promote import pick_winner
 from cityopt.search.status import TrialStatus
 from cityopt.settings import replace_settings
 
@@ -39,9 +40,10 @@ def test_promotion_is_refused_with_the_command_when_no_trial_is_complete():
 
 
 def build(config, settings=None):
-    return build_promotion_config(
+    (stage,) = plan_promotion(
         config, FACTS, WINNER, settings or {}, root=Path("/data"), device="cpu", store=Path("/store")
     )
+    return stage.run
 
 
 def test_settings_come_from_trial_then_overrides_then_options_when_promoted():

@@ -3,9 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
 from cityopt.config import ImageSet, RunConfig
+from cityopt.data.loaders import build_loader
+from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError
 from cityopt.training.dataset import pick_facts, prepare_data, survey_dataset
 
@@ -58,3 +61,65 @@ def test_survey_dataset_refuses_one_name_in_train_and_val(tree: Path, tmp_path: 
         path.rename(path.with_name(path.name.replace("lund", "aachen")))
     with pytest.raises(DataError, match=r"train/aachen/aachen_000000_.*val/lund/aachen_000000_"):
         survey_dataset(tmp_path / "copy", tmp_path)
+
+
+@pytest.fixture(scope="module", name="scenes")
+def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic tree with coarse labels, also of train, and 6 images of train_extra."""
+    root = tmp_path_factory.mktemp("coarse") / "tree"
+    write_synthetic(root, num_images=12, size=(64, 128), seed=2, with_coarse=True)
+    return root
+
+
+def settle_scenes(config: RunConfig, root: Path, cache: Path, images: ImageSet) -> RunConfig:
+    """Point a training at a tree: training images by a rule, validation on a holdout under fine labels."""
+    data = config.data.model_copy(update={"root": str(root)})
+    return config.model_copy(update={"data": data, "cache": str(cache), "train_set": images})
+
+
+@pytest.mark.parametrize("split", ["train", "train_extra"])
+def test_prepare_data_opens_coarse_labels_in_a_cache_of_their_own(
+    split: str, config: RunConfig, scenes: Path, tmp_path: Path
+) -> None:
+    """Against the label files themselves, read by the official table: coarse void is nothing to learn."""
+    images = ImageSet(split=split, labels="coarse")
+    data = prepare_data(settle_scenes(config, scenes, tmp_path, images))
+    fine = prepare_data(settle_scenes(config, scenes, tmp_path, ImageSet()))
+    assert data.train.path != fine.train.path and data.validation.path == fine.validation.path
+    assert data.fingerprint == fine.fingerprint  # of the fine labels: that which a study is bound to
+    paths = sorted(scenes.glob(f"gtCoarse/{split}/*/*_labelIds.png"))
+    assert [path.name.removesuffix("_gtCoarse_labelIds.png") for path in paths] == list(data.train.names)
+    loader = build_loader(data.train, range(len(paths)), data=config.data, batch_size=len(paths), seed=0, epoch=1,
+                          train=False, task="semantic")  # fmt: skip
+    (batch,) = loader
+    table = np.zeros(256, dtype=np.uint8)
+    for label in official_labels:
+        if label.id >= 0:
+            table[label.id] = label.trainId
+    shares = []
+    for path, target in zip(paths, batch.targets, strict=True):
+        expected = table[np.asarray(Image.open(path))]
+        np.testing.assert_array_equal(target["label_map"].numpy(), expected)
+        shares.append((expected == 255).mean())
+    assert 0.1 < np.mean(shares) < 0.9
+
+
+def test_prepare_data_picks_nested_images_of_train_extra(config: RunConfig, scenes: Path, tmp_path: Path) -> None:
+    few, more = (
+        prepare_data(
+            settle_scenes(config, scenes, tmp_path, ImageSet(split="train_extra", labels="coarse", num_images=count))
+        ).train.names
+        for count in (2, 4)
+    )
+    assert len(few) == 2 and len(more) == 4 and set(few) < set(more)
+    with pytest.raises(DataError, match="split train_extra must have 7 images, but has 6"):
+        prepare_data(
+            settle_scenes(config, scenes, tmp_path, ImageSet(split="train_extra", labels="coarse", num_images=7))
+        )
+
+
+def test_prepare_data_refuses_when_coarse_labels_are_missing(config: RunConfig, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"leftImg8bit/train_extra must hold"):
+        prepare_data(settle_scenes(config, tree, tmp_path, ImageSet(split="train_extra", labels="coarse")))
+    with pytest.raises(DataError, match=r"every image of train needs its label.*gtCoarse"):
+        prepare_data(settle_scenes(config, tree, tmp_path, ImageSet(labels="coarse")))
