@@ -134,6 +134,7 @@ class Promoter:
         """Train, judge, register, in steps that may each be repeated after a kill."""
         run, run_id = self._open_run(plan, winner)
         with self.training.holding(run_id):
+            self.training.shipper.catch_up(self.config.name)  # with the end of a stage that a kill kept from MLflow
             run = self._train_stages(plan, run)
             seconds = self.training.train(run, run_id)
             self.training.executor.close()
@@ -215,8 +216,8 @@ class Promoter:
             return run_id
         if status is not None:  # a kill came before the promotion itself was ended for the same reason
             raise TrainingError(status.reason, status.message)
-        self.mlflow.reopen_run(run_id)
         with self.training.holding(run_id):
+            self.mlflow.reopen_run(run_id)
             seconds = self.training.train(run, run_id)
         self.training.complete(run_id, Status("complete", seconds=seconds))
         return run_id

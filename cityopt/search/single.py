@@ -34,6 +34,7 @@ class SingleTraining:
         A block that succeeds ends its run itself. Raises StoppedError after Ctrl-C; what failed is raised again.
         """
         folder = run_folder(self.store, run_id)
+        folder.mkdir(parents=True, exist_ok=True)
         self.executor.end_survivor(folder)
         self.shipper.watch(run_id, folder)
         try:
