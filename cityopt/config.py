@@ -100,6 +100,8 @@ class ModelConfig(Section):
     """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
     freeze_depth: Annotated[int, Field(strict=True, ge=0, le=5)] = 2
     """Frozen backbone stages from the input: 0 trains all, 1 freezes the stem, 5 the whole backbone."""
+    backbone_norm: Literal["auto", "batch", "frozen"] = "auto"
+    """Batch norm of a ResNet with an FPN: `batch` learns, `frozen` is constant, `auto` learns if `weights: none`."""
     anchors: Literal["kmeans", "default", "explicit"] = "kmeans"
     anchor_table: AnchorTable | None = None
     """The anchors of `anchors: explicit`."""

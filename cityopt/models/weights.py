@@ -65,9 +65,11 @@ _CLASS_WEIGHTS = "class_weights"
 
 
 def find_norm(model: ModelConfig, state: Mapping[str, Tensor] | None = None) -> Norm:
-    """Say which norm the backbone of a config needs: its state's, or else that of the weights it starts from."""
+    """Say which norm the backbone of a config needs: its state's, its own, or that of the weights it starts from."""
     if state is not None:
         return "batch" if any(key.endswith(_COUNTER) for key in state) else "frozen"
+    if model.backbone_norm != "auto":
+        return model.backbone_norm
     return "batch" if model.weights == "none" else "frozen"
 
 
@@ -233,8 +235,7 @@ def rename_state(state: Mapping[str, Tensor]) -> State:
         name = key
         for old, new in _OLD_NAMES:
             name = old.sub(new, name)
-        if not name.endswith(_COUNTER):
-            renamed[name] = value
+        renamed[name] = value
     return renamed
 
 
@@ -283,8 +284,8 @@ def list_misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
 
 def _match_network(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> State:
     """Match a state with torchvision's names; what depends on the classes or the anchors may have other shapes."""
-    wanted = {key: value for key, value in network.state_dict().items() if key != _CLASS_WEIGHTS}
-    state = {key: value for key, value in state.items() if key != _CLASS_WEIGHTS}
+    wanted = {key: value for key, value in network.state_dict().items() if not _is_own(key)}
+    state = {key: value for key, value in state.items() if not _is_own(key)}
     fresh = [
         layers
         for layers in (_CLASS_LAYERS, _ANCHOR_LAYERS)
@@ -308,10 +309,14 @@ def _match_encoder(network: nn.Module, state: Mapping[str, Tensor], origin: str)
         wanted = {key: value for key, value in network.state_dict().items() if key.startswith(_ENCODER)}
     else:
         wanted = network.state_dict()
-    own = {key: value for key, value in wanted.items() if key.endswith(_COUNTER) or key == _CLASS_WEIGHTS}
-    given = {**own, **{key: value for key, value in state.items() if key != _CLASS_WEIGHTS}}
-    _check_fit(wanted, given, origin)
+    given = {key: value for key, value in state.items() if not _is_own(key)}
+    _check_fit({key: value for key, value in wanted.items() if not _is_own(key)}, given, origin)
     return given
+
+
+def _is_own(key: str) -> bool:
+    """Say whether a tensor is a network's own, whatever it starts from: it says what that network has seen."""
+    return key.endswith(_COUNTER) or key == _CLASS_WEIGHTS
 
 
 def _check_flavour(content: Any, model: ModelConfig, path: Path) -> None:

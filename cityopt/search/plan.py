@@ -150,11 +150,16 @@ def _plan_stage(
     stage: StageConfig,
     before: Mapping[str, PlannedStage],
 ) -> PlannedStage:
-    own = stage.list_settings(float(common.get(_RATE, config.training.learning_rate)))
+    from cityopt.models.weights import find_norm
+
+    own = settle_path(stage.list_settings(float(common.get(_RATE, config.training.learning_rate))))
     start = None if stage.start_from == FROM_WEIGHTS else before[stage.start_from]
+    whole = start is None or start.run.model.family == (stage.model or config.model.family)
     if start is not None:
         own[WEIGHTS] = f"stage {start.name}"
-    run = _settle_run(base, config, facts, {**common, **settle_path(own)}, root)
+        if whole:  # it goes on with the norm that it has
+            own.setdefault("model.backbone_norm", find_norm(start.run.model))
+    run = _settle_run(base, config, facts, {**common, **own}, root)
     images = ImageSet(split=stage.split, labels=stage.labels, num_images=stage.num_images, seed=config.seed)
     update: dict[str, Any] = {"train_set": images}
     if stage.name != config.promotion.trained[-1].name:
@@ -163,7 +168,6 @@ def _plan_stage(
         update |= {"validation_set": trial_holdout(config)}
         if run.model.task != config.model.task:
             update |= dict(zip(("metric", "direction"), _SEMANTIC_METRIC, strict=True))
-    whole = start is None or start.run.model.family == run.model.family
     return PlannedStage(stage.name, run.model_copy(update=update), start.name if start else None, whole)
 
 

@@ -145,6 +145,17 @@ def test_norm_learns_with_random_values_and_is_frozen_with_pretrained_ones() -> 
             assert find_norm(SMALL.model_copy(update={"weights": weights}), state) == norm
 
 
+def test_norm_learns_on_from_a_path_when_the_config_says_so(tmp_path: Path) -> None:
+    network = build_model(SMALL)
+    shake_norms(network)
+    torch.save(network.state_dict(), tmp_path / "x.pt")
+    settings = {"weights": str(tmp_path / "x.pt"), "backbone_norm": "batch"}
+    again = build_model(SMALL.model_copy(update=settings))
+    assert isinstance(again.get_submodule("backbone.body.bn1"), nn.BatchNorm2d)
+    before = network.state_dict()
+    assert all(torch.equal(before[key], value) for key, value in again.state_dict().items())
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_path_loads_a_checkpoint_and_a_plain_state(wrapped: bool, tmp_path: Path) -> None:
     state = save_small(tmp_path / "x.pt", wrapped=wrapped)

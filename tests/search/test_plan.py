@@ -76,10 +76,19 @@ def test_network_moves_to_the_same_model_and_the_resnet_alone_to_another():
     assert stages[0].run.model.weights == "none"
 
 
+def test_network_goes_on_with_the_norm_that_it_has():
+    """A ResNet alone comes with constant statistics; one that learned them from random values learns on."""
+    norms = [stage.run.model.backbone_norm for stage in plan(make_staged())]
+    assert norms == ["auto", "auto", "frozen"]
+    skipped = plan(make_staged(**{"promotion.skip": ["pretrain"]}))
+    assert [stage.run.model.backbone_norm for stage in skipped] == ["auto", "batch"]
+
+
 def test_last_stage_is_the_promotion_in_one_go_but_for_what_it_starts_from():
-    staged, plain = plan(make_staged())[-1].run, plan(make_staged(**{"promotion.stages": []}))
-    assert len(plain) == 1
-    assert staged.model_copy(update={"model": plain[0].run.model}) == plain[0].run
+    staged, (plain,) = plan(make_staged())[-1].run, plan(make_staged(**{"promotion.stages": []}))
+    assert staged.model_copy(update={"model": plain.run.model}) == plain.run
+    start = {"weights": "stage heads", "backbone_norm": "frozen"}
+    assert staged.model == plain.run.model.model_copy(update=start)
 
 
 def test_settings_of_the_command_line_hold_wherever_a_stage_has_none_of_its_own():
