@@ -11,6 +11,7 @@ from typing import Any
 
 from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
 from cityopt.data.roots import cache_folder
+from cityopt.data.synthetic import RECIPE_FILE
 from cityopt.errors import ConfigError, DataError
 from cityopt.promotion import FROM_WEIGHTS, StageConfig
 from cityopt.runtime import derive_seed
@@ -202,7 +203,9 @@ def _count_images(stage: PlannedStage, observer: Observer) -> int:
         survey = survey_images(survey, run.train_set, Path(run.cache), show)
         return len(pick_facts(survey, run.train_set))
     except DataError as error:
+        images, is_made = run.train_set, (Path(run.data.root) / RECIPE_FILE).is_file()
+        hint = " Synthetic scenes get them by a sweep with --set data.synthetic.coarse=true." if is_made else ""
         raise DataError(
-            f"{error} Stage {stage.name!r} trains on {run.train_set.split} with {run.train_set.labels} labels: leave "
-            f"it out with --set promotion.skip=[{stage.name}], or train in one go with --set promotion.stages=null."
+            f"{error} Stage {stage.name!r} trains on {images.split} with {images.labels} labels: leave it out with "
+            f"--set promotion.skip=[{stage.name}], or train in one go with --set promotion.stages=null.{hint}"
         ) from error

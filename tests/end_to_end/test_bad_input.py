@@ -240,6 +240,43 @@ def test_promotion_is_refused_when_no_trial_is_complete(call, begun, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+STAGED = (
+    "promotion.stages=[{name: pretrain, model: semantic_fpn, split: train_extra, labels: coarse, "
+    "overrides: {model.semantic_head_channels: 8}}, {name: heads, start_from: pretrain}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            [STAGED],
+            ["leftImg8bit/train_extra", "promotion.skip=[pretrain]", "promotion.stages=null", "synthetic.coarse"],
+        ),
+        ([STAGED.replace("split: train_extra, ", "")], ["gtCoarse", "promotion.skip=[pretrain]"]),
+        ([STAGED.replace("from: pretrain", "from: pretrian")], ["'pretrian' does not exist", "weights, pretrain"]),
+        ([STAGED.replace("name: heads", "name: pretrain")], ["'pretrain' comes twice"]),
+        ([STAGED, "promotion.skip=[pretrian]"], ["Did you mean 'pretrain'?"]),
+        (["promotion.stage=[]"], ["promotion.stage", "Did you mean 'promotion.stages'?"]),
+    ],
+)
+def test_stages_that_cannot_be_trained_are_refused_before_any_is(call, begun, settings, words):
+    from optuna.distributions import FloatDistribution
+
+    study = optuna.load_study(study_name="tiny", storage=open_storage(begun))
+    ranges = {"training.learning_rate": FloatDistribution(1e-4, 1e-2, log=True)}
+    study.add_trial(
+        create_trial(
+            state=TrialState.COMPLETE, value=3.0, params={"training.learning_rate": 1e-3}, distributions=ranges
+        )
+    )
+    options = [word for setting in settings for word in ("--set", setting)]
+    code, _, err = call("promote", "--study", "tiny", "--store", begun, "--device", "cpu", *options)
+    assert code == 1 and err.startswith("Error: ") and "Traceback" not in err, err
+    assert all(word in err for word in words), err
+    assert not list(begun.glob("runs/*"))
+
+
 def test_second_coordinator_is_refused_with_the_pid_of_the_first(call, begun):
     import os
 
