@@ -174,7 +174,7 @@ class Promoter:
                 self.mlflow.reopen_run(run_id)
                 self.observer.say(f"{last['name']} goes on from its last finished epoch")
                 return replace_section(run, name=last["name"]), run_id
-            self.training.shipper.end(last["run_id"], "KILLED", {"cityopt.state": "superseded"})
+            self._end_superseded(last)
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
         tags = {"cityopt.trial": winner.number, "cityopt.trial_run": winner.run_id}
         run_id = self._create_run(run, tags | ({"cityopt.stage": plan[-1].name} if plan[-1].name else {}))
@@ -182,6 +182,12 @@ class Promoter:
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
         self.study.set_user_attr(PROMOTIONS, [*known, entry | ({"stages": stages} if stages else {})])
         return run, run_id
+
+    def _end_superseded(self, entry: Mapping[str, Any]) -> None:
+        """End the runs of a promotion that nobody will go on with, but for stages that are done."""
+        for run in (*entry.get("stages", []), entry):
+            if "run_id" in run and read_status(run_folder(self.store, run["run_id"])) is None:
+                self.training.shipper.end(run["run_id"], "KILLED", {"cityopt.state": "superseded"})
 
     def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
         """Return the id of a new run, or of the one of this name that a kill left unrecorded."""

@@ -43,6 +43,8 @@ class TrainingData:
 
     train: ImageCache
     validation: ImageCache
+    train_fingerprint: str
+    """Of the labels that are trained on: coarse ones have their own."""
     train_hash: str
     """Content hash of the names of the training images: the subset's identity."""
     validation_hash: str
@@ -101,6 +103,7 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
     return TrainingData(
         train=open_images(train_survey, train, config, on_count),
         validation=open_images(survey, validation, config, on_count),
+        train_fingerprint=train_survey.fingerprint,
         train_hash=hash_names(fact.name for fact in train),
         validation_hash=hash_names(fact.name for fact in validation),
         validation_facts=validation,

@@ -40,6 +40,7 @@ def describe_data(data: TrainingData) -> dict[str, object]:
     return {
         "data.num_train_images": len(data.train),
         "data.num_validation_images": len(data.validation),
+        "data.train_fingerprint": data.train_fingerprint,
         "data.train_hash": data.train_hash,
         "data.validation_hash": data.validation_hash,
         "data.fingerprint": data.fingerprint,

@@ -188,6 +188,19 @@ def test_later_promotion_takes_over_the_stages_that_it_would_train_the_same(make
     assert second["stages"][1]["run_id"] != first["stages"][1]["run_id"]
 
 
+def test_promotion_that_another_plan_takes_over_leaves_nothing_running(make_bench):
+    bench = make_bench()
+    with pytest.raises(Killed):
+        bench.live(life=Life(20))
+    assert "promotion-0001-heads" in bench.runs()
+    config = replace_settings(bench.config, {"promotion.stages.heads.epochs": 2})
+    again, _ = bench.live(config=config, play=shorter)
+    assert [job.config.name for job in again.jobs] == ["promotion-0002-heads", "promotion-0002"]
+    statuses = {name: run.info.status for name, run in bench.runs().items() if name.startswith("promotion")}
+    assert statuses["promotion-0001"] == statuses["promotion-0001-heads"] == "KILLED"
+    assert {status for name, status in statuses.items() if "0002" in name} == {"FINISHED"}
+
+
 def shorter(config, attempt):
     return Script((0.3, 0.4))
 

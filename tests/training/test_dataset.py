@@ -86,6 +86,7 @@ def test_prepare_data_opens_coarse_labels_in_a_cache_of_their_own(
     data = prepare_data(settle_scenes(config, scenes, tmp_path, images))
     fine = prepare_data(settle_scenes(config, scenes, tmp_path, ImageSet()))
     assert data.train.path != fine.train.path and data.validation.path == fine.validation.path
+    assert data.train_fingerprint != fine.train_fingerprint == fine.fingerprint
     assert data.fingerprint == fine.fingerprint  # of the fine labels: that which a study is bound to
     paths = sorted(scenes.glob(f"gtCoarse/{split}/*/*_labelIds.png"))
     assert [path.name.removesuffix("_gtCoarse_labelIds.png") for path in paths] == list(data.train.names)
