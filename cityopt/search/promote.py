@@ -7,7 +7,6 @@ that it was in. Its own run is the last stage's; those before have runs of their
 where it would train the same.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig
+from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import StudyError, TrainingError
 from cityopt.promotion import check_promoted
+from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
 from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
-from cityopt.search.plan import VAL, PlannedStage, check_plan, plan_promotion
+from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
@@ -31,25 +31,15 @@ from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
-from cityopt.search.tags import describe_data, describe_run
+from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section, replace_settings
 from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
+from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import BEST, RunFolder, Status, read_records, read_status
+from cityopt.tracking.run_folder import BEST, Status, read_status
 
 PROMOTIONS = "cityopt:promotions"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Trial and promoted model on the same images by the same protocol."""
-
-    images: str
-    metric: str
-    trial: float | None
-    promoted: float | None
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +122,30 @@ class Promoter:
 
     def promote(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> Promotion:
         """Train, judge, register, in steps that may each be repeated after a kill."""
+        trial = resolve_checkpoint(self.store, winner.run_id or "")  # now: after the training it would be too late
         run, run_id = self._open_run(plan, winner)
         with self.training.holding(run_id):
             self.training.shipper.catch_up(self.config.name)  # with the end of a stage that a kill kept from MLflow
             run = self._train_stages(plan, run)
             seconds = self.training.train(run, run_id)
             self.training.executor.close()
-            comparisons = self._compare(run, run_id, winner)
+            metric, direction = choose_judge(run)
+            comparisons = compare_with_trial(
+                self.store,
+                run,
+                run_id,
+                trial,
+                metric=metric,
+                holdout=trial_holdout(self.config),
+                observer=self.observer,
+            )
             found = register_result(
                 self.mlflow,
                 run,
                 run_id,
                 checkpoint=run_folder(self.store, run_id) / BEST,
+                metric=metric,
+                direction=direction,
                 value=comparisons[0].promoted,
                 origin=f"Trial {winner.number} of study {run.study}, trained in full{_name_stages(plan)}.",
                 tags={"cityopt.trial": winner.number},
@@ -191,7 +193,7 @@ class Promoter:
 
     def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
         """Return the id of a new run, or of the one of this name that a kill left unrecorded."""
-        all_tags = describe_data(self.facts) | describe_run(run) | dict(tags)
+        all_tags = describe_dataset(self.facts) | describe_run(run) | dict(tags)
         found = self.mlflow.find_run(run.study, run.name)
         run_id = found or self.mlflow.create_run(run.study, run.name, run.kind, all_tags)
         self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
@@ -250,49 +252,6 @@ class Promoter:
                     return str(entry["run_id"])
         return None
 
-    def _compare(self, run: RunConfig, run_id: str, winner: TrialStatus) -> tuple[Comparison, ...]:
-        """Judge trial and promoted model on val and on the trials' holdout, and record it on the promotion's run."""
-        from cityopt.training.scoring import draw_checkpoint, score_checkpoint
-
-        promoted, trial = (run_folder(self.store, i) / BEST for i in (run_id, winner.run_id or ""))
-
-        def score(checkpoint: Path, images: ImageSet, prefix: str) -> dict[str, float]:
-            what = f"judging {prefix.replace('/', ' on ')}"
-            return score_checkpoint(
-                checkpoint,
-                run,
-                images,
-                prefix=prefix,
-                on_count=lambda done, total: self.observer.show_preparation(what, done, total),
-            )
-
-        records = read_records(run_folder(self.store, run_id))[0]
-        own_val = next(r.metrics for r in reversed(records) if run.metric in r.metrics)
-        trial_val = score(trial, VAL, "trial/val")
-        holdout = trial_holdout(self.config)
-        on_holdout = score(trial, holdout, "trial/holdout") | score(promoted, holdout, "promoted/holdout")
-        extra = {name: v for name, v in {**trial_val, **on_holdout}.items() if math.isfinite(v)}
-        tracker = RunFolder(run_folder(self.store, run_id), _token(run_folder(self.store, run_id)))
-        tracker.log_metrics(extra, step=run.training.epochs)
-        draw_checkpoint(
-            promoted,
-            run,
-            VAL,
-            tracker,
-            on_count=lambda done, total: self.observer.show_preparation("ranking val's images", done, total),
-        )
-        tail = run.metric.removeprefix("val/")
-        return (
-            Comparison("val", run.metric, extra.get(f"trial/val/{tail}"), own_val.get(run.metric)),
-            Comparison(
-                "trials' holdout",
-                run.metric,
-                extra.get(f"trial/holdout/{tail}", winner.value if run.data.size == self.config.data.size else None),
-                extra.get(f"promoted/holdout/{tail}"),
-                "the promoted model has trained on these images",
-            ),
-        )
-
 
 def _name_stages(plan: tuple[PlannedStage, ...]) -> str:
     return f" in {len(plan)} stages ({', '.join(stage.name for stage in plan)})" if len(plan) > 1 else ""
@@ -311,10 +270,3 @@ def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     places = ("name", "device", "cache")
     rest = {key: value for key, value in config.items() if key not in places}
     return rest | {"data": {k: v for k, v in config["data"].items() if k not in ("root", "num_workers")}}
-
-
-def _token(folder: Path) -> str:
-    from cityopt.tracking.run_folder import read_attempt
-
-    attempt = read_attempt(folder)
-    return attempt.token if attempt else ""

@@ -38,19 +38,21 @@ def register_result(
     run_id: str,
     *,
     checkpoint: Path,
+    metric: str,
+    direction: str,
     value: float | None,
     origin: str,
     tags: Mapping[str, Any],
 ) -> Registered:
     """Register the checkpoint of a run that was judged on its validation set, and give it its alias.
 
-    `value` is the run's metric there; `origin` a sentence that says what was trained. Repeating it after a kill
-    registers the same version.
+    `value` is the model's `metric` there, None where nothing is to be found; `origin` a sentence that says what was
+    trained. Repeating it after a kill registers the same version.
     """
     from cityopt.training.checkpoint import load_model
 
     ground = {
-        "metric": run.metric,
+        "metric": metric,
         "value": value,
         "fingerprint": run.fingerprint,
         "split": run.validation_set.split,
@@ -58,7 +60,7 @@ def register_result(
         "run_id": run_id,
     }
     all_tags = {f"cityopt.{key}": value for key, value in ground.items()} | dict(tags)
-    alias, reason = judge_challenger(find_champion(mlflow, run.study), all_tags, run.direction)
+    alias, reason = judge_challenger(find_champion(mlflow, run.study), all_tags, direction)
     version = register_model(
         mlflow,
         run.study,
@@ -85,7 +87,12 @@ def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], dir
                 CHALLENGER,
                 f"the champion (version {champion.version}) was judged on another {key}: {old}, not {new}",
             )
-    old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
+    if tags["cityopt.value"] is None:
+        return CHALLENGER, f"it has no {tags['cityopt.metric']}, where version {champion.version} has one"
+    try:
+        old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
+    except ValueError:
+        return CHAMPION, f"the champion (version {champion.version}) has no {tags['cityopt.metric']}"
     better = new_value > old_value if direction == "maximize" else new_value < old_value
     verdict = f"{tags['cityopt.metric']} {new_value:.4f} against {old_value:.4f} of version {champion.version}"
     return (

@@ -1,12 +1,13 @@
 """Search space: a study's dimensions -> Optuna's suggestions; a trial's settings -> the config of its run."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import optuna
 
-from cityopt.config import ImageSet, ModelConfig, RunConfig, StudyConfig, settle_training
+from cityopt.config import AnchorTable, ImageSet, ModelConfig, RunConfig, StudyConfig, settle_training
 from cityopt.dimension import Dimension, Scalar
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
@@ -53,11 +54,22 @@ def build_trial_config(
     )
 
 
-def fix_anchors(model: ModelConfig, facts: StudyFacts) -> ModelConfig:
-    """Return a model with the study's anchors in numbers; a semantic one has none."""
+def fix_anchors(model: ModelConfig, facts: StudyFacts, *, zoom: tuple[float, float] = (1.0, 1.0)) -> ModelConfig:
+    """Return a model with the study's anchors in numbers; a semantic one has none.
+
+    `zoom` says how many times as high and as wide images are as those that the anchors were fitted to: they grow
+    with the objects. torchvision's defaults are for any size.
+    """
     if model.task == "semantic":
         return model
-    return replace_section(model, anchors="explicit", anchor_table=facts.anchor_table)
+    table = facts.anchor_table
+    if zoom != (1.0, 1.0) and facts.anchors["adopted"] != "default":
+        scale, slope = math.sqrt(zoom[0] * zoom[1]), zoom[0] / zoom[1]
+        table = AnchorTable(
+            sizes=tuple(tuple(scale * size for size in row) for row in table.sizes),
+            ratios=tuple(tuple(slope * ratio for ratio in row) for row in table.ratios),
+        )
+    return replace_section(model, anchors="explicit", anchor_table=table)
 
 
 def training_subset(study: StudyConfig) -> ImageSet:

@@ -9,10 +9,15 @@ from cityopt.search.facts import StudyFacts
 def describe_data(facts: StudyFacts) -> dict[str, Any]:
     """Return the tags that say which images a study stands on."""
     return {
-        "cityopt.dataset_fingerprint": facts.fingerprint,
+        **describe_dataset(facts),
         "cityopt.subset_hash": facts.subset_hash,
         "cityopt.holdout_hash": facts.holdout_hash,
     }
+
+
+def describe_dataset(facts: StudyFacts) -> dict[str, Any]:
+    """Return the tag that says which dataset a study stands on, for runs that train on other images than its trials."""
+    return {"cityopt.dataset_fingerprint": facts.fingerprint}
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:

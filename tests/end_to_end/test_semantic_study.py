@@ -40,6 +40,17 @@ def test_trials_report_semantic_metrics_and_the_loss_when_swept(store):
     assert read_runs(store, "tiny_unet")["trial-0000"].data.tags["cityopt.protocol"] == "cityscapes semantic"
 
 
+def test_trial_and_promoted_model_are_compared_on_the_same_images(store):
+    """The trial's checkpoint, judged again by the promotion, has the score that the trial had on the holdout."""
+    best = max((trial for trial in read_trials(store, "tiny_unet") if trial.value), key=lambda trial: trial.value)
+    found = read_runs(store, "tiny_unet")["promotion-0001"].data
+    assert found.metrics["trial/holdout/semantic/miou"] == pytest.approx(best.value, abs=1e-9)
+    for name in ("trial/val/semantic/miou", "promoted/holdout/semantic/miou", "val/semantic/miou"):
+        assert 0 < found.metrics[name] < 1, name
+    assert found.metrics["trial/val/semantic/miou"] != found.metrics["val/semantic/miou"]
+    assert "cityopt.subset_hash" not in found.tags  # it trained on all images
+
+
 def test_exported_maps_score_the_same_under_the_official_script_when_evaluated(store, tmp_path):
     answer = run(
         *("evaluate", "--model", "models:/cityopt-tiny_unet@champion", "--store", store, "--device", "cpu", "--json"),

@@ -19,7 +19,8 @@ from cityopt.report.tables import (
     print_promotion,
     print_statistics,
 )
-from cityopt.search.promote import Comparison, Promotion
+from cityopt.search.comparison import Comparison
+from cityopt.search.promote import Promotion
 from cityopt.search.status import StudyStatus, TrialStatus
 from cityopt.training.prediction_folder import PredictSummary
 

@@ -1,6 +1,7 @@
 """The plan of a staged promotion: what each stage trains, on what, from where, and what is refused before any does."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_stages_take_the_trials_settings_and_then_their_own():
     assert [run.model.family for run in (pretrain, heads, tune)] == ["semantic_fpn", "mask_rcnn", "mask_rcnn"]
     assert [run.data.size for run in (pretrain, heads, tune)] == [(32, 64), (64, 128), (64, 128)]
     assert [list(row) for row in tune.model.anchor_table.sizes] == FACTS.anchors["sizes"]
+
+
+def test_anchors_grow_with_the_images():
+    """An object twice as high and as wide wants a box of twice the side; half the width, twice the slope."""
+    config = replace_settings(make_config(model=SMALL), {"data.size": [64, 128]})
+    sizes, ratios = FACTS.anchors["sizes"], FACTS.anchors["ratios"]
+    (twice,) = plan(config, {"data.size": [128, 256]})
+    assert [list(row) for row in twice.run.model.anchor_table.sizes] == [[2 * x for x in row] for row in sizes]
+    assert [list(row) for row in twice.run.model.anchor_table.ratios] == ratios
+    (narrow,) = plan(config, {"data.size": [64, 64]})
+    for grown, row in zip(narrow.run.model.anchor_table.sizes, sizes, strict=True):
+        assert list(grown) == pytest.approx([x * 0.5**0.5 for x in row])
+    assert [list(row) for row in narrow.run.model.anchor_table.ratios] == [[2 * x for x in row] for row in ratios]
+    facts = replace(FACTS, anchors=FACTS.anchors | {"adopted": "default"})
+    (default,) = plan_promotion(
+        config, facts, WINNER, {"data.size": [128, 256]}, root=Path("/data"), device="cpu", store=Path("/store")
+    )
+    assert [list(row) for row in default.run.model.anchor_table.sizes] == sizes
 
 
 def test_only_the_last_stage_sees_val():

@@ -42,3 +42,11 @@ def test_champion_is_beaten_only_on_the_same_ground(old, direction, alias, words
 def test_champion_stays_champion_when_its_own_promotion_is_resumed():
     own = ModelVersion("cityopt-small", 1, "new", {}, ("champion",), "")
     assert judge_challenger(own, TAGS, "maximize")[0] == "champion"
+
+
+def test_model_without_a_value_beats_nobody_and_one_with_a_value_beats_it():
+    nothing = TAGS | {"cityopt.value": None}
+    assert judge_challenger(None, nothing, "maximize")[0] == "champion"
+    alias, reason = judge_challenger(champion(value=0.2), nothing, "maximize")
+    assert alias == "challenger" and "it has no val/coco/segm/ap" in reason
+    assert judge_challenger(champion(value=None), TAGS, "maximize")[0] == "champion"

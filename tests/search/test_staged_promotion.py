@@ -11,10 +11,11 @@ from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
 from cityopt.errors import TrainingError
 from cityopt.search import promote as module
+from cityopt.search.comparison import Comparison
 from cityopt.search.coordinator import run_folder
 from cityopt.search.observer import Observer
 from cityopt.search.plan import plan_promotion
-from cityopt.search.promote import PROMOTIONS, Comparison, Promoter
+from cityopt.search.promote import PROMOTIONS, Promoter
 from cityopt.search.registration import Registered
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID, describe_trials
@@ -115,7 +116,8 @@ def _mlflow_store(tmp_path_factory):
 def no_network(monkeypatch):
     """Judging and registering have tests of their own; a checkpoint here is a line of text."""
     comparison = Comparison("val", AP, 0.1, 0.7)
-    monkeypatch.setattr(Promoter, "_compare", lambda *_: (comparison,))
+    monkeypatch.setattr(module, "resolve_checkpoint", lambda *_: "the checkpoint of the trial")
+    monkeypatch.setattr(module, "compare_with_trial", lambda *_, **__: (comparison,))
     monkeypatch.setattr(module, "register_result", lambda *_, **__: Registered("models:/x@champion", 1, "first"))
 
     def export(checkpoint, out):

@@ -9,12 +9,13 @@ from optuna.trial import TrialState, create_trial
 
 from cityopt.runtime import set_threads
 from cityopt.search import promote as module
+from cityopt.search.comparison import Comparison
 from cityopt.search.coordinator import run_folder
 from cityopt.search.executors.base import EpochDone, Executor, JobEnded
 from cityopt.search.observer import Observer
 from cityopt.search.plan import check_plan, plan_promotion
 from cityopt.search.preparation import prepare_study
-from cityopt.search.promote import PROMOTIONS, Comparison, Promoter, pick_winner
+from cityopt.search.promote import PROMOTIONS, Promoter, pick_winner
 from cityopt.search.registration import Registered
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID
@@ -110,7 +111,8 @@ def read_model(folder):
 
 @pytest.mark.slow
 def test_promotion_killed_in_its_second_stage_ends_with_the_same_bits(prepared, monkeypatch):
-    monkeypatch.setattr(Promoter, "_compare", lambda *_: (Comparison("val", "", None, 1.0),))
+    monkeypatch.setattr(module, "resolve_checkpoint", lambda *_: "the checkpoint of the trial")
+    monkeypatch.setattr(module, "compare_with_trial", lambda *_, **__: (Comparison("val", "", None, 1.0),))
     monkeypatch.setattr(module, "register_result", lambda *_, **__: Registered("models:/x@champion", 1, "first"))
     monkeypatch.setattr(Promoter, "_find_trained", lambda *_: None)  # the second promotion shall train everything
     with pytest.raises(Killed):
