@@ -5,6 +5,7 @@ complete: a worker, a test or a notebook can train from it and nothing else. Key
 (`training.learning_rate`) everywhere (`settings.py`): in `--set`, in the search space and in baselines.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -268,6 +269,7 @@ class StudyConfig(Section):
         if self.search.pruner.name != "none":
             _check_warmup(self)
         check_conditions(self.search.space)
+        _check_depth(self)
         _check_overrides(self)
         return self
 
@@ -325,6 +327,17 @@ def _check_warmup(study: StudyConfig) -> None:
         raise ValueError(
             "`search.pruner.min_epochs` must lie beyond the warm-up (training.warmup_fraction x training.epochs = "
             f"{epochs:g}), where no score means anything yet, but got {min_epochs}"
+        )
+
+
+def _check_depth(study: StudyConfig) -> None:
+    """Check that a U-Net's poolings leave something of the image."""
+    searched = study.search.space.get("model.depth")
+    deepest = max(study.model.depth, *(int(depth) for depth in searched.examples())) if searched else study.model.depth
+    if study.model.family == "unet" and 2**deepest > min(study.data.size):
+        raise ValueError(
+            f"`model.depth` must be at most {int(math.log2(min(study.data.size)))} at "
+            f"data.size={list(study.data.size)}, since each pooling halves the image, but it may be {deepest}"
         )
 
 

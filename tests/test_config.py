@@ -195,3 +195,18 @@ def test_space_is_refused_when_it_holds_what_is_fixed_for_all_trials(write_study
 def test_space_takes_how_images_are_augmented(write_study):
     space = {"data.hflip": {"type": "float", "low": 0, "high": 1}}
     assert list(load_study(write_study(search(space))).search.space) == ["data.hflip"]
+
+
+def test_poolings_are_refused_when_they_leave_nothing_of_the_image(write_study):
+    unet = {"family": "unet", "weights": "none", "freeze_depth": 0, "depth": 6}
+    content = {"model": unet, "data": {"size": [64, 176]}}
+    assert load_study(write_study(content)).model.depth == 6
+    content["data"]["size"] = [63, 176]
+    with pytest.raises(ConfigError, match=r"`model.depth` must be at most 5 at data.size=\[63, 176\].*may be 6"):
+        load_study(write_study(content))
+    content = search({"model.depth": {"type": "int", "low": 1, "high": 7}}) | {
+        "model": {**unet, "depth": 2},
+        "data": {"size": [64, 64]},
+    }
+    with pytest.raises(ConfigError, match=r"`model.depth` must be at most 6.*may be 7"):
+        load_study(write_study(content))
