@@ -4,6 +4,8 @@ On the whole of Cityscapes it takes a minute or two of one core, and no trial ne
 does it beside the training. What draws stands a floor above and is handed in.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ Describe = Callable[[DataStatistics, NamedAnchors], Mapping[str, bytes]]
 FOLDER = "data"
 LAST_FILE = "stats.json"
 
+_NICENESS = 10
+"""The training has the cores first."""
 _PATIENCE_S = 2.0
 """Seconds of waiting without a word."""
 
@@ -64,6 +68,9 @@ def _draw_data(
     observer: Observer,
     stopped: threading.Event,
 ) -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
     def look_for_stop(*_: int) -> None:
         if stopped.is_set():
             raise _StoppedError
