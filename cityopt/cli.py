@@ -21,6 +21,7 @@ app = typer.Typer(
 for verb in (
     studies.sweep,
     studies.promote,
+    studies.crossval,
     models.evaluate,
     studies.status,
     studies.report,

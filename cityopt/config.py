@@ -13,7 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
-from cityopt.promotion import SEARCHED_DATA, Labels, PromotionConfig, StageConfig, check_promoted
+from cityopt.image_set import ImageSet
+from cityopt.promotion import SEARCHED_DATA, PromotionConfig, StageConfig, check_promoted
 from cityopt.settings import Section, check_settings, name_nearest, replace_settings
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
@@ -274,25 +275,13 @@ class StudyConfig(Section):
         return self
 
 
-class ImageSet(Section):
-    """A rule that picks images of a dataset, the same ones wherever it is applied."""
-
-    split: Literal["train", "train_extra", "val"] = "train"
-    labels: Labels = "fine"
-    part: Literal["all", "subset", "holdout"] = "all"
-    """`holdout`: whole cities kept from trials; `subset`: `num_images` of the rest, nested for growing counts."""
-    num_images: PositiveInt | None = None
-    seed: int = 0
-    holdout_fraction: float = 0.15
-
-
 class RunConfig(Section):
     """One training, complete: what a worker needs and nothing else."""
 
     study: str
     name: str
-    """`trial-0007`, `promotion-0001`, `promotion-0001-pretrain`."""
-    kind: Literal["trial", "promotion", "stage", "conversion"]
+    """`trial-0007`, `promotion-0001`, `promotion-0001-pretrain`, `crossval-0001-fold-2`."""
+    kind: Literal["trial", "promotion", "stage", "fold", "final", "conversion"]
     """`stage`: before a promotion's last one. `conversion`: its checkpoint was made from another framework's."""
     seed: int
     threads: PositiveInt
@@ -308,8 +297,15 @@ class RunConfig(Section):
     direction: Literal["maximize", "minimize"] = "maximize"
     keep: Literal["best", "last"] = "best"
     """Which epoch's checkpoint is the run's result: a fixed schedule judged on val keeps its last."""
+    stop_epoch: PositiveInt | None = None
+    """Epoch after which training ends, on a schedule that would go on to `training.epochs`."""
     fingerprint: str | None = None
     """Fingerprint that the dataset must have; null takes any."""
+
+    @property
+    def last_epoch(self) -> int:
+        """Return how many epochs are trained."""
+        return min(self.stop_epoch or self.training.epochs, self.training.epochs)
 
 
 def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:

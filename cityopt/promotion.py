@@ -10,15 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cityopt.errors import ConfigError
+from cityopt.image_set import Labels
 from cityopt.settings import Section, name_nearest
 
 SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur", "data.repeat_threshold")
 """The settings of `data` that may differ from training to training; all others fix which images there are."""
 FROM_WEIGHTS = "weights"
-Labels = Literal["fine", "coarse"]
-"""gtFine: outlines of every object, for train and val. gtCoarse: large regions and much void, also for train_extra."""
-
-
 _PROMOTED_DATA = (*SEARCHED_DATA, "data.size", "data.num_workers")
 
 
@@ -121,15 +118,20 @@ class PromotionConfig(Section):
         return tuple(kept)
 
 
+def is_heeded(key: str) -> bool:
+    """Say whether a setting may differ between a study's trials and full training: images and anchors may not."""
+    free = key.startswith(("training.", "model.")) and not key.startswith("model.anchor")
+    return free or key in _PROMOTED_DATA
+
+
 def check_promoted(settings: Iterable[str], where: str) -> None:
-    """Check that keys have an effect on a promotion: its images are all of train and val, its anchors the study's.
+    """Check that keys have an effect on full training: its images are all of train and val, its anchors the study's.
 
     Raises ConfigError that names those that have.
     """
     for key in settings:
-        free = key.startswith(("training.", "model.")) and not key.startswith("model.anchor")
-        if not free and key not in _PROMOTED_DATA:
+        if not is_heeded(key):
             raise ConfigError(
-                f"`{where}` takes keys that a promotion heeds, but got {key!r}. They are: training.*, model.* but for "
-                f"the anchors, {', '.join(_PROMOTED_DATA)}. The dataset is named with --data."
+                f"`{where}` takes keys that full training heeds, but got {key!r}. They are: training.*, model.* but "
+                f"for the anchors, {', '.join(_PROMOTED_DATA)}. The dataset is named with --data."
             )

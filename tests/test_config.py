@@ -157,7 +157,7 @@ def test_configs_cannot_be_changed_once_they_are_made(write_study):
 def test_setting_of_a_promotion_is_refused_with_those_it_heeds_when_it_has_no_effect(key):
     with pytest.raises(ConfigError) as error:
         check_promoted(["training.epochs", key], "--set")
-    assert f"`--set` takes keys that a promotion heeds, but got {key!r}" in str(error.value)
+    assert f"`--set` takes keys that full training heeds, but got {key!r}" in str(error.value)
     assert all(word in str(error.value) for word in ("training.*", "model.*", "data.size", "--data"))
 
 

@@ -1,4 +1,4 @@
-"""Verbs about a study: search, promote, look."""
+"""Verbs about a study: search, promote, cross-validate, look."""
 
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +85,48 @@ def promote(
     print_promotion(console, promotion)
     said = publish_report(promotion.store, promotion.study)
     console.print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def crossval(
+    study: StudyOption,
+    folds: Annotated[int, typer.Option("--folds", help="Number of folds, 2 or more.")] = 5,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Fold contiguous blocks of each city's frames, not whole cities.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", help="Folds at once; they share the study's threads.")] = 1,
+    no_final: Annotated[bool, typer.Option("--no-final", help="Train no model on all images afterwards.")] = False,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    settings: SetOption = None,
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Cross-validate a study's best settings: mean ± std over folds, then a model on all training images.
+
+    Example: cityopt crossval --study unet_resnet34 --folds 5
+    """
+    from cityopt.report.crossval_table import print_crossval
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.crossvalidation import run_crossval
+    from cityopt.study_file import load_study, name_study, parse_setting
+
+    study_name = name_study(study, name)
+    console = open_console()
+    with open_observer(console) as observer:
+        found = run_crossval(
+            study_name,
+            begin=lambda own: load_study(study, name=study_name, extra=own),
+            store=store,
+            data=data,
+            settings=dict(map(parse_setting, settings or ())),
+            folds=folds,
+            blocks=blocks,
+            workers=workers,
+            final=not no_final,
+            device=device,
+            observer=observer,
+        )
+    print_crossval(console, found)
 
 
 def status(

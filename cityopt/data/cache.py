@@ -17,12 +17,12 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,22 +38,53 @@ _NUM_CHECKED = 8
 """Frames whose checksum is verified when a cache is opened."""
 
 
+Array = TypeVar("Array", bound=np.generic)
+
+
+class Rows(Generic[Array]):
+    """Some rows of a memory map `(M, …)`; reads like an array `(N, …)` of them."""
+
+    def __init__(self, array: "NDArray[Array] | Rows[Array]", rows: Sequence[int]) -> None:
+        self._array, self._rows = array, np.asarray(rows, dtype=np.intp)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape that an array of the rows would have."""
+        return len(self._rows), *self._array.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | Sequence[int] | NDArray[np.intp]) -> NDArray[Array]:
+        found: NDArray[Array] = self._array[self._rows[index]]
+        return found
+
+    def __iter__(self) -> Iterator[NDArray[Array]]:
+        return (self[index] for index in range(len(self)))
+
+
 @dataclass(frozen=True, eq=False)
 class ImageCache:
-    """The images and rasters of N frames, by ascending name. It is pickled as its path, never as its content."""
+    """The images and rasters of N frames, by ascending name. It is pickled as path and names, never as its content."""
 
     path: Path
     names: tuple[str, ...]
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Rows[np.uint8]
     """(N, H, W, 3) memory map, RGB."""
-    instances: NDArray[np.uint16]
+    instances: NDArray[np.uint16] | Rows[np.uint16]
     """(N, H, W) memory map of raw instanceIds."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_cache, (self.path,)
+        return _reopen, (self.path, self.names)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return the (height, width) of all frames."""
+        height, width = self.images.shape[1:3]
+        return height, width
 
     def find(self, names: Sequence[str]) -> list[int]:
         """Return the indices of names, in their order. Raises StoreError: a name that the cache lacks."""
@@ -64,6 +95,12 @@ class ImageCache:
                 f"the cache {self.path} lacks {missing[0]} and {len(missing) - 1} more. Remove the folder."
             )
         return [index[name] for name in names]
+
+    def select(self, names: Iterable[str]) -> "ImageCache":
+        """Return a cache of some of the frames that reads from the same files. Raises StoreError: as `find`."""
+        chosen = tuple(sorted(names))
+        rows = self.find(chosen)
+        return ImageCache(self.path, chosen, Rows(self.images, rows), Rows(self.instances, rows))
 
 
 def open_cache(
@@ -116,6 +153,11 @@ def load_cache(path: Path) -> ImageCache:
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         raise StoreError(f"{path} must be a whole image cache, but cannot be opened: {error}. Remove it.") from error
     return ImageCache(path, names, images, instances)
+
+
+def _reopen(path: Path, names: tuple[str, ...]) -> ImageCache:
+    cache = load_cache(path)
+    return cache if cache.names == names else cache.select(names)
 
 
 def _load_or_build(

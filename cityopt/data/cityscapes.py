@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cityopt.data.memo import read_memo, write_memo
+from cityopt.data.targets import find_train_ids
 from cityopt.errors import DataError
-from cityopt.labels import CLASS_OF_ID, LABELS
+from cityopt.labels import CLASS_OF_ID, LABELS, VOID
 
 Labels = Literal["fine", "coarse"]
 Progress = Callable[[int, int], None]
@@ -39,7 +40,7 @@ RASTER_RULE = "0 … 33, or 1000 · id + number for a class with instances"
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is truncated or no PNG."""
 
-_MEMO_VERSION = 1
+_MEMO_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class FrameFacts:
     """Classes of which the frame shows a group."""
     image_bytes: int
     label_sha256: str | None
+    train_ids: tuple[int, ...] = ()
+    """Training ids of the evaluated classes that have a pixel, ascending; none without a label."""
 
 
 def index_split(root: str | Path, split: str, labels: Labels = "fine") -> list[Frame]:
@@ -285,7 +288,8 @@ def _scan_frame(frame: Frame) -> FrameFacts:
         ids = list_ids(raster, frame.instance_ids)
     counts = [sum(value // 1000 == thing for value in ids) for thing in CLASS_OF_ID]
     crowds = sum(value in CLASS_OF_ID for value in ids)
-    return FrameFacts(frame.name, frame.split, frame.city, size, tuple(counts), crowds, num_bytes, sha)
+    shown = sorted(set(find_train_ids(np.array(ids, dtype=np.int64)).tolist()) - {VOID})
+    return FrameFacts(frame.name, frame.split, frame.city, size, tuple(counts), crowds, num_bytes, sha, tuple(shown))
 
 
 def _memo_key(frame: Frame) -> str:
@@ -298,7 +302,8 @@ def _memo_key(frame: Frame) -> str:
 
 
 def _restore_facts(entry: dict[str, Any]) -> FrameFacts:
-    return FrameFacts(**{**entry, "size": tuple(entry["size"]), "class_counts": tuple(entry["class_counts"])})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    return FrameFacts(**values)
 
 
 def _mark_valid_ids() -> NDArray[np.bool_]:

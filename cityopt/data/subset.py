@@ -1,4 +1,4 @@
-"""Pick images of a dataset by a rule: a city-disjoint holdout, a nested subset, or all.
+"""Pick images of a dataset by a rule: a city-disjoint holdout, a nested subset, a fold's sides, or all.
 
 Stands between the facts of data/cityscapes.py and everything that trains or validates. The choice depends on names,
 cities, class counts and the seed alone: not on the order of files, the machine or a library's random numbers.
@@ -9,9 +9,9 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from cityopt.config import ImageSet
 from cityopt.data.cityscapes import FrameFacts
 from cityopt.errors import DataError
+from cityopt.image_set import ImageSet
 
 _LOG = logging.getLogger("cityopt")
 _DRAWS = 200
@@ -25,16 +25,19 @@ def pick_images(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[str]:
     `holdout_fraction` of the images, so that every class is in both parts where the data allows it; a dataset of one
     city gives the last frames of its sequence instead, and a warning. `subset` is the rest. With `num_images` n, the
     choice for n is part of the choice for n + 1; every class is in it if n images can show them all, and cities share
-    it in proportion. Of a holdout, `num_images` is the most it may have.
+    it in proportion. Of a holdout, `num_images` is the most it may have. `fold` is the frames of the rule's spans,
+    `rest` all others.
 
-    Raises DataError: no images, a single one to divide, or fewer than `num_images`.
+    Raises DataError: no images, a single one to divide, spans that leave a side empty, or fewer than `num_images`.
     """
     chosen = [fact for fact in facts if fact.split == image_set.split]
     if not chosen:
         raise DataError(
             f"split {image_set.split} must have images to pick from, but has none. Run `cityopt data check`."
         )
-    if image_set.part != "all":
+    if image_set.part in ("fold", "rest"):
+        chosen = _pick_side(chosen, image_set)
+    elif image_set.part != "all":
         holdout = _pick_holdout(chosen, image_set.holdout_fraction, image_set.seed)
         chosen = [fact for fact in chosen if (fact.name in holdout) == (image_set.part == "holdout")]
     count = image_set.num_images
@@ -51,6 +54,19 @@ def pick_images(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[str]:
 def hash_names(names: Iterable[str]) -> str:
     """Return 16 hex digits that tell one set of images from another, whatever its order."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(set(names))).encode()).hexdigest()[:16]
+
+
+def _pick_side(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[FrameFacts]:
+    """Return one side of a fold."""
+    held = {fact.name for fact in facts if any(span.holds(fact.city, fact.name) for span in image_set.spans)}
+    chosen = [fact for fact in facts if (fact.name in held) == (image_set.part == "fold")]
+    if not chosen:
+        spans = ", ".join(map(str, image_set.spans)) or "none"
+        raise DataError(
+            f"a fold must hold frames of {image_set.split} and leave some, but the spans {spans} hold {len(held)} of "
+            f"{len(facts)}. Divide the split again with `cityopt crossval`."
+        )
+    return chosen
 
 
 def _pick_holdout(facts: Sequence[FrameFacts], fraction: float, seed: int) -> set[str]:

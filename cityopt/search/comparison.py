@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cityopt.config import ImageSet, RunConfig
+from cityopt.config import RunConfig
+from cityopt.image_set import ImageSet
 from cityopt.search.coordinator import run_folder
 from cityopt.search.observer import Observer
 from cityopt.search.plan import VAL

@@ -1,6 +1,6 @@
 """What a sweep or a promotion tells whoever watches: the terminal implements it, tests may ignore it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +43,10 @@ class Observer:
 
     def show_preparation(self, what: str, done: int, total: int) -> None:
         """Take the progress of a scan, a cache or the making of scenes."""
+
+    def reporter(self, what: str) -> Callable[[int, int], None]:
+        """Return what takes (done, total) of a preparation."""
+        return lambda done, total: self.show_preparation(what, done, total)
 
     def begin_study(self, standing: Standing) -> None:
         """Take the score board before the first trial; it changes in place."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import ImageSet, RunConfig, StudyConfig, settle_training
+from cityopt.config import RunConfig, StudyConfig, settle_training
 from cityopt.data.roots import cache_folder
 from cityopt.data.synthetic import RECIPE_FILE
 from cityopt.errors import ConfigError, DataError
+from cityopt.image_set import ImageSet
 from cityopt.promotion import FROM_WEIGHTS, StageConfig
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts

@@ -1,6 +1,5 @@
 """What a study needs before its first trial: a dataset, its subset and holdout, their caches, its anchors."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,18 +45,24 @@ class PreparedStudy:
         return hash_names(self.holdout)
 
 
-def prepare_study(config: StudyConfig, store: Path, *, data: str | None, observer: Observer) -> PreparedStudy:
+def prepare_study(
+    config: StudyConfig, store: Path, *, data: str | None, observer: Observer, decode: bool = True
+) -> PreparedStudy:
     """Find or make the dataset, pick the images, decode them once and fit the anchors.
+
+    Without `decode` the images of a semantic model, which needs no anchors, are left to whoever trains.
 
     Raises DataError: no dataset, or a broken one.
     """
     cache = cache_folder(store)
     config = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
     root = open_root(config, cache, observer)
-    survey = survey_dataset(root, cache, _reporter(observer, "reading labels"))
+    survey = survey_dataset(root, cache, observer.reporter("reading labels"))
     subset, holdout = (pick_facts(survey, rule) for rule in (training_subset(config), trial_holdout(config)))
-    images = [_open_images(survey, facts, config, cache, observer) for facts in (subset, holdout)]
-    report = _fit_anchors(config, *images) if config.model.task == "instance" else {}
+    report: dict[str, Any] = {}
+    if decode or config.model.task == "instance":
+        images = [_open_images(survey, facts, config, cache, observer) for facts in (subset, holdout)]
+        report = _fit_anchors(config, *images) if config.model.task == "instance" else {}
     names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
     return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
 
@@ -98,7 +103,7 @@ def open_root(config: StudyConfig, cache: Path, observer: Observer) -> Path:
     """Return the folder of a study's dataset; `synthetic` makes the scenes where they are missing. Raises DataError."""
     root = choose_root(None, config.data.root)
     if root == SYNTHETIC:
-        return make_scenes(config.data.synthetic, cache, _reporter(observer, "making scenes"))
+        return make_scenes(config.data.synthetic, cache, observer.reporter("making scenes"))
     return check_root(root)
 
 
@@ -110,7 +115,7 @@ def _open_images(
         size=config.data.size,
         folder=cache,
         fingerprint=survey.fingerprint,
-        progress=_reporter(observer, f"decoding {len(facts)} images"),
+        progress=observer.reporter(f"decoding {len(facts)} images"),
     )
 
 
@@ -118,7 +123,3 @@ def _collect_boxes(cache: ImageCache) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the boxes (N, 4) of all instances of a cache, in pixels of the training size."""
     boxes = [find_instances(raster).boxes_xyxy for raster in cache.instances]
     return np.concatenate([np.zeros((0, 4), np.float32), *boxes])
-
-
-def _reporter(observer: Observer, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: observer.show_preparation(what, done, total)

@@ -26,7 +26,7 @@ from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
-from cityopt.search.single import SingleTraining
+from cityopt.search.single import SingleTraining, strip_place
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
@@ -243,9 +243,9 @@ class Promoter:
 
     def _find_trained(self, known: list[dict[str, Any]], run: RunConfig) -> str | None:
         """Return the run of an earlier promotion's stage that was trained to its end with this very config."""
-        wanted = _without_place(run.model_dump(mode="json"))
+        wanted = strip_place(run.model_dump(mode="json"))
         for entry in (stage for promotion in reversed(known) for stage in promotion.get("stages", [])):
-            if "run_id" in entry and _without_place(entry["trained"]) == wanted:
+            if "run_id" in entry and strip_place(entry["trained"]) == wanted:
                 folder = run_folder(self.store, entry["run_id"])
                 status = read_status(folder)
                 if status is not None and status.outcome == "complete" and (folder / BEST).is_file():
@@ -260,13 +260,6 @@ def _name_stages(plan: tuple[PlannedStage, ...]) -> str:
 def _is_same(entry: Mapping[str, Any], plan: tuple[PlannedStage, ...]) -> bool:
     """Say whether a promotion was begun with this plan."""
     begun = [*(stage["config"] for stage in entry.get("stages", [])), entry["config"]]
-    return [_without_place(config) for config in begun] == [
-        _without_place(stage.run.model_dump(mode="json")) for stage in plan
+    return [strip_place(config) for config in begun] == [
+        strip_place(stage.run.model_dump(mode="json")) for stage in plan
     ]
-
-
-def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two promotions the same training, wherever they run."""
-    places = ("name", "device", "cache")
-    rest = {key: value for key, value in config.items() if key not in places}
-    return rest | {"data": {k: v for k, v in config["data"].items() if k not in ("root", "num_workers")}}

@@ -1,31 +1,54 @@
-"""One training that is no trial (a promotion, a stage of one, a fold): in the worker until it is done.
+"""Trainings that are no trials (a promotion, a stage of one, folds): in workers until they are done.
 
 Stands beside the coordinator, which does the same for trials: here nothing is asked, pruned or told. The run's folder
 holds what is true, so that the next call goes on from the last finished epoch.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cityopt.config import RunConfig
 from cityopt.errors import StoppedError, TrainingError
 from cityopt.search.coordinator import MAX_STALLED, end_shipping, run_folder
-from cityopt.search.executors.base import EpochDone, Executor, Job, JobEnded, Progressed
+from cityopt.search.executors.base import NEVER_BEGAN, EpochDone, Event, Executor, Job, JobEnded, Progressed
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
 from cityopt.search.sweep import STOPPED
 from cityopt.tracking.mlflow_shipper import Shipper
-from cityopt.tracking.run_folder import LAST, Status, read_records, write_status
+from cityopt.tracking.run_folder import LAST, RunFolder, Status, read_attempt, read_records, write_status
+
+OnEnd = Callable[[str, RunConfig, Mapping[str, Any]], None]
+"""Called with a run's id, its config and what its training brought (the fields of `TrainingResult`)."""
+
+
+class RunFailedError(TrainingError):
+    """One of several trainings failed."""
+
+    def __init__(self, run_id: str, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.run_id = run_id
+
+
+@dataclass(slots=True)
+class _Running:
+    """A run in a worker's hands."""
+
+    run: RunConfig
+    epoch: int = -1
+    stalled: int = 0
 
 
 class SingleTraining:
-    """Trains one run after the other in an executor's worker."""
+    """Trains runs in an executor's workers: one, or several side by side."""
 
     def __init__(self, store: Path, executor: Executor, shipper: Shipper, observer: Observer) -> None:
         self.store, self.executor, self.shipper, self.observer = store, executor, shipper, observer
         self.interrupt = Interrupt(observer)
+        self._completed: set[str] = set()
 
     @contextmanager
     def holding(self, run_id: str) -> Iterator[Path]:
@@ -39,19 +62,11 @@ class SingleTraining:
         self.shipper.watch(run_id, folder)
         try:
             yield folder
-        except (StoppedError, KeyboardInterrupt):
-            self.executor.close()
-            self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
-            raise StoppedError(STOPPED) from None
-        except TrainingError as error:
-            status = Status("failed", error.reason, str(error))
-            if error.reason == "nan":  # it would come again; after any other reason the same command goes on
-                write_status(folder, status)
-            end_shipping(self.shipper, run_id, status)
-            raise
-        except BaseException:
-            self.executor.close()
-            self.shipper.end(run_id, "FAILED", {"cityopt.state": "interrupted"})
+        except BaseException as error:
+            if run_id not in self._completed:
+                self._break_off(run_id, folder, error)
+            if isinstance(error, StoppedError | KeyboardInterrupt):
+                raise StoppedError(STOPPED) from None
             raise
 
     def complete(self, run_id: str, status: Status) -> None:
@@ -60,40 +75,92 @@ class SingleTraining:
         end_shipping(self.shipper, run_id, status)
         write_status(folder, status)
         (folder / LAST).unlink(missing_ok=True)
+        self._completed.add(run_id)
+
+    def open_tracker(self, run_id: str) -> RunFolder:
+        """Return a run's folder to add to, for the attempt that had it last."""
+        folder = run_folder(self.store, run_id)
+        attempt = read_attempt(folder)
+        return RunFolder(folder, attempt.token if attempt else "")
 
     def train(self, run: RunConfig, run_id: str) -> float:
-        """Train in the worker and return the seconds it took; a worker that dies is replaced and goes on.
+        """Train in a worker and return the seconds it took; a worker that dies is replaced and goes on.
 
         Raises TrainingError (the training failed, or kills its worker again and again) and StoppedError (Ctrl-C).
         """
-        folder = run_folder(self.store, run_id)
-        stalled, epoch = 0, -1
-        self.observer.metric = run.metric
-        self.observer.begin_run(run.name, {"training.epochs": run.training.epochs}, resumed=(folder / LAST).exists())
-        with self.interrupt:
-            while True:
-                now = max((record.step for record in read_records(folder)[0]), default=0)
-                stalled, epoch = (stalled + 1 if now == epoch else 1), now
-                if stalled > MAX_STALLED:
-                    raise TrainingError("crash", f"{run.name}: {MAX_STALLED} attempts ended without a finished epoch.")
-                self.executor.submit(Job(run_id, folder, uuid.uuid4().hex, run))
-                ending = self._watch(run)
-                if ending.outcome != "lost":
-                    break
-                self.observer.say(f"{run.name}: {ending.message}; it is tried again from its last epoch.")
-        if ending.outcome == "failed":
-            raise TrainingError(ending.reason, f"{run.name}: {ending.message}")
-        return float(ending.result["seconds"])
+        found: list[Mapping[str, Any]] = []
+        self.train_several([(run_id, run)], lambda _id, _run, result: found.append(result))
+        return float(found[0]["seconds"])
 
-    def _watch(self, run: RunConfig) -> JobEnded:
-        while True:
-            for event in self.executor.poll(0.2):
-                if isinstance(event, Progressed):
-                    self.observer.show_progress(run.name, event.progress)
-                elif isinstance(event, EpochDone):
-                    self.executor.answer(event.run_id, "continue")
-                    self.observer.show_epoch(run.name, event.epoch, run.training.epochs, event.metrics)
-                elif isinstance(event, JobEnded):
-                    return event
-            if self.interrupt.is_set:
-                raise StoppedError(STOPPED)
+    def train_several(self, runs: Iterable[tuple[str, RunConfig]], on_end: OnEnd) -> None:
+        """Train runs, given with their ids, as many side by side as there are workers.
+
+        `runs` is asked for the next one when a worker is free for it. Raises as `train`, of the first that fails.
+        """
+        waiting, running = iter(runs), dict[str, _Running]()
+        with self.interrupt:
+            while self._fill_slots(waiting, running):
+                for event in self.executor.poll(0.2):
+                    self._handle(event, running, on_end)
+                if self.interrupt.is_set:
+                    raise StoppedError(STOPPED)
+
+    def _fill_slots(self, waiting: Iterator[tuple[str, RunConfig]], running: dict[str, _Running]) -> bool:
+        """Start runs on free slots; say whether there is anything to wait for."""
+        while self.executor.num_free and (following := next(waiting, None)):
+            run_id, run = following
+            resumed = (run_folder(self.store, run_id) / LAST).exists()
+            self.observer.metric = run.metric
+            self.observer.begin_run(run.name, {"training.epochs": run.last_epoch}, resumed=resumed)
+            running[run_id] = _Running(run)
+            self._submit(run_id, running[run_id])
+        return bool(running)
+
+    def _submit(self, run_id: str, its: _Running) -> None:
+        """Begin an attempt at a run, unless too many ended without a finished epoch."""
+        folder = run_folder(self.store, run_id)
+        now = max((record.step for record in read_records(folder)[0]), default=0)
+        its.stalled, its.epoch = (its.stalled + 1 if now == its.epoch else 1), now
+        if its.stalled > MAX_STALLED:
+            message = f"{its.run.name}: {MAX_STALLED} attempts ended without a finished epoch."
+            raise RunFailedError(run_id, "crash", message)
+        self.executor.submit(Job(run_id, folder, uuid.uuid4().hex, its.run))
+
+    def _handle(self, event: Event, running: dict[str, _Running], on_end: OnEnd) -> None:
+        if not isinstance(event, Progressed | EpochDone | JobEnded) or event.run_id not in running:
+            return
+        run = running[event.run_id].run
+        if isinstance(event, Progressed):
+            self.observer.show_progress(run.name, event.progress)
+        elif isinstance(event, EpochDone):
+            self.executor.answer(event.run_id, "continue")
+            self.observer.show_epoch(run.name, event.epoch, run.last_epoch, event.metrics)
+        elif event.outcome == "lost":
+            running[event.run_id].stalled -= event.reason == NEVER_BEGAN
+            self.observer.say(f"{run.name}: {event.message}; it is tried again from its last epoch.")
+            self._submit(event.run_id, running[event.run_id])
+        elif event.outcome == "failed":
+            raise RunFailedError(event.run_id, event.reason, f"{run.name}: {event.message}")
+        else:
+            del running[event.run_id]
+            on_end(event.run_id, run, event.result)
+
+    def _break_off(self, run_id: str, folder: Path, error: BaseException) -> None:
+        """End a run in MLflow that something came between: its own failure, another run's, or the user."""
+        mine = not isinstance(error, RunFailedError) or error.run_id == run_id
+        if isinstance(error, TrainingError) and mine:
+            status = Status("failed", error.reason, str(error))
+            if error.reason == "nan":  # it would come again; after any other reason the same command goes on
+                write_status(folder, status)
+            end_shipping(self.shipper, run_id, status)
+            return
+        self.executor.close()
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt) or not mine
+        self.shipper.end(run_id, "KILLED" if stopped else "FAILED", {"cityopt.state": "interrupted"})
+
+
+def strip_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two configs of runs, as plain data, the same training, wherever they run."""
+    places = ("name", "device", "threads", "cache")
+    rest = {key: value for key, value in config.items() if key not in places}
+    return rest | {"data": {k: v for k, v in config["data"].items() if k not in ("root", "num_workers")}}

@@ -7,8 +7,9 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import AnchorTable, ImageSet, ModelConfig, RunConfig, StudyConfig, settle_training
+from cityopt.config import AnchorTable, ModelConfig, RunConfig, StudyConfig, settle_training
 from cityopt.dimension import Dimension, Scalar
+from cityopt.image_set import ImageSet
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 from cityopt.settings import replace_section

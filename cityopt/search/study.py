@@ -65,7 +65,7 @@ def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) 
     """Return the CPU threads of each training: as fixed when the study began, else a worker's share of the cores."""
     if config.threads is not None:
         return config.threads
-    if _is_complete(storage, config.name):
+    if is_begun(storage, config.name):
         return load_stored_study(storage, config.name)[2].threads
     return max(1, count_cores() // num_workers)
 
@@ -75,7 +75,7 @@ def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> t
 
     Raises StudyError, naming each difference, when stored settings that change scores differ.
     """
-    if not _is_complete(storage, config.name):
+    if not is_begun(storage, config.name):
         return _create_study(storage, config, facts), facts
     study, stored, stored_facts = load_stored_study(storage, config.name)
     _check_same(config.name, describe_differences(stored, stored_facts, config, facts))
@@ -85,10 +85,26 @@ def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> t
 
 def refuse_other_settings(storage: RDBStorage, config: StudyConfig, weights: Mapping[str, str]) -> None:
     """Refuse settings, and other contents of weights (hashes), before any work is done for them. Raises StudyError."""
-    if _is_complete(storage, config.name):
+    if is_begun(storage, config.name):
         _, stored, facts = load_stored_study(storage, config.name)
         new_facts = replace(facts, weights=dict(weights))
         _check_same(config.name, describe_differences(stored, facts, config, new_facts))
+
+
+def is_begun(storage: RDBStorage, name: str) -> bool:
+    """Say whether a study exists whole; what is left of one that was killed while it was made is removed.
+
+    Raises StoreError: something else than cityopt made it.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    study = optuna.load_study(study_name=name, storage=storage)
+    if _SETTINGS in study.user_attrs:
+        return True
+    if any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+        raise StoreError(f"study {name!r} was not made by cityopt. Use --name NEW.")
+    optuna.delete_study(study_name=name, storage=storage)
+    return False
 
 
 def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, StudyConfig, StudyFacts]:
@@ -152,7 +168,7 @@ def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
 
 
 def is_swept(store: Path, name: str) -> bool:
-    """Say whether some process is at work on a study's trials (not on its promotion)."""
+    """Say whether some process is at work on a study's trials (not on its promotion or cross-validation)."""
     path = store / "locks" / f"{name}.lock"
     if not path.is_file():
         return False
@@ -160,7 +176,7 @@ def is_swept(store: Path, name: str) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return not file.read().endswith(", promotion")
+            return not file.read().endswith((", promotion", ", crossval"))
     return False
 
 
@@ -184,19 +200,6 @@ def _check_same(name: str, differences: list[str]) -> None:
             + "\n".join(f"  {line}" for line in differences)
             + "\nGive the settings of old, or begin another study with --name NEW."
         )
-
-
-def _is_complete(storage: RDBStorage, name: str) -> bool:
-    """Say whether a study exists whole; what is left of one that was killed while it was made is removed."""
-    if name not in optuna.get_all_study_names(storage):
-        return False
-    study = optuna.load_study(study_name=name, storage=storage)
-    if _SETTINGS in study.user_attrs:
-        return True
-    if any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
-        raise StoreError(f"study {name!r} was not made by cityopt. Use --name NEW.")
-    optuna.delete_study(study_name=name, storage=storage)
-    return False
 
 
 def _create_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> optuna.Study:

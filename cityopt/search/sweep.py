@@ -120,11 +120,11 @@ def warn_of_frozen_noise(config: StudyConfig, observer: Observer) -> None:
         )
 
 
-def open_executor(store: Path, study: str, *, threads: int, device: str) -> Executor:
-    """Return the executor of a study: one worker on this machine. Raises ConfigError: there is no such device."""
+def open_executor(store: Path, study: str, *, threads: int, device: str, num_workers: int = 1) -> Executor:
+    """Return the executor of a study: workers on this machine. Raises ConfigError: there is no such device."""
     if device not in ("auto", "cpu"):
         resolve_device(device)
-    return LocalExecutor(num_workers=1, threads=threads, device=device, log_folder=store / "logs" / study)
+    return LocalExecutor(num_workers=num_workers, threads=threads, device=device, log_folder=store / "logs" / study)
 
 
 def build_facts(prepared: PreparedStudy, threads: int, weights: Mapping[str, str]) -> StudyFacts:

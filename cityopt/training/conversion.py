@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cityopt.config import DataConfig, ImageSet, ModelConfig, RunConfig, TrainingConfig
+from cityopt.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from cityopt.errors import WeightsError
+from cityopt.image_set import ImageSet
 from cityopt.models.build import build_model
 from cityopt.models.detectron2 import LICENCE, SUPPORTED, convert_detectron2, is_detectron2
 from cityopt.models.pickles import read_pickle

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cityopt.config import ImageSet, RunConfig
+from cityopt.config import RunConfig
 from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import (
     Frame,
@@ -21,6 +21,7 @@ from cityopt.data.cityscapes import (
 )
 from cityopt.data.subset import hash_names, pick_images
 from cityopt.errors import ConfigError, DataError
+from cityopt.image_set import ImageSet
 
 OnCount = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -93,16 +94,12 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
     if config.data.root is None:
         raise ConfigError("`data.root` must be the dataset's folder when a training starts, but is null. Give --data.")
     survey = survey_dataset(config.data.root, Path(config.cache), on_count)
-    if config.fingerprint not in (None, survey.fingerprint):
-        raise DataError(
-            f"the dataset at {survey.root} must be the one the study began with (fingerprint {config.fingerprint}), "
-            f"but has fingerprint {survey.fingerprint}. Restore its files, or begin another study with --name."
-        )
+    check_fingerprint(survey, config.fingerprint)
     train_survey = survey_images(survey, config.train_set, Path(config.cache), on_count)
     train, validation = pick_facts(train_survey, config.train_set), pick_facts(survey, config.validation_set)
     return TrainingData(
-        train=open_images(train_survey, train, config, on_count),
-        validation=open_images(survey, validation, config, on_count),
+        train=open_set(train_survey, config.train_set, config, on_count),
+        validation=open_set(survey, config.validation_set, config, on_count),
         train_fingerprint=train_survey.fingerprint,
         train_hash=hash_names(fact.name for fact in train),
         validation_hash=hash_names(fact.name for fact in validation),
@@ -111,10 +108,28 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
     )
 
 
+def check_fingerprint(survey: Survey, wanted: str | None) -> None:
+    """Check that a dataset is the one that is wanted; None takes any. Raises DataError: it is another one."""
+    if wanted not in (None, survey.fingerprint):
+        raise DataError(
+            f"the dataset at {survey.root} must be the one the study began with (fingerprint {wanted}), "
+            f"but has fingerprint {survey.fingerprint}. Restore its files, or begin another study with --name."
+        )
+
+
 def pick_facts(survey: Survey, image_set: ImageSet) -> list[FrameFacts]:
     """Return the facts of the images that a rule picks, by ascending name. Raises DataError: there are none."""
     names = set(pick_images(survey.facts, image_set))
     return sorted((fact for fact in survey.facts if fact.name in names), key=lambda fact: fact.name)
+
+
+def open_set(survey: Survey, image_set: ImageSet, config: RunConfig, on_count: OnCount | None) -> ImageCache:
+    """Open the cache of the images that a rule picks. The folds of a split share one cache of all of it."""
+    facts = pick_facts(survey, image_set)
+    if image_set.part not in ("fold", "rest"):
+        return open_images(survey, facts, config, on_count)
+    whole = open_images(survey, pick_facts(survey, ImageSet(split=image_set.split)), config, on_count)
+    return whole.select(fact.name for fact in facts)
 
 
 def open_images(survey: Survey, facts: list[FrameFacts], config: RunConfig, on_count: OnCount | None) -> ImageCache:

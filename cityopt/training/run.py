@@ -101,13 +101,13 @@ def run_training(
     device = resolve_device(config.device)
     set_threads(config.threads)
     with repeatable(device), naming_failures("Lower training.batch_size or data.size."):
-        progress = ProgressMeter(on_progress, config.training.epochs)
+        progress = ProgressMeter(on_progress, config.last_epoch)
         trainer = Trainer(config, tracker, prepare_data(config, progress.show), device, progress)
         trainer.start_or_resume()
         state, answer = trainer.state, "continue"
         if state.epoch:
             answer = on_epoch(state.epoch, state.history[-1].metrics)
-        while state.epoch < config.training.epochs and answer == "continue":
+        while state.epoch < config.last_epoch and answer == "continue":
             metrics = trainer.run_epoch()
             trainer.save_epoch(metrics)
             answer = on_epoch(state.epoch, metrics)
@@ -200,7 +200,7 @@ class Trainer:
             write_overlays(self.tracker, self.model, self.data.validation, samples, self.device)
         assert state.best_value is not None
         return TrainingResult(
-            outcome="complete" if state.epoch == self.config.training.epochs else "stopped",
+            outcome="complete" if state.epoch == self.config.last_epoch else "stopped",
             epochs=state.epoch,
             best_epoch=state.best_epoch,
             best_value=state.best_value,

@@ -86,7 +86,7 @@ def rank_images(
 ) -> list[ImageScore]:
     """Return the score of every image of a cache, the worst first."""
     scores = []
-    batch_size = choose_batch_size(cache.images.shape[1:3])
+    batch_size = choose_batch_size(cache.size)
     for index, prediction in predict_images(model, cache, range(len(cache)), device=device, batch_size=batch_size):
         assert isinstance(prediction, Prediction)
         matching = match_detections(prediction, list_instances(np.asarray(cache.instances[index])))
@@ -101,7 +101,7 @@ def _draw(
     tracker: Tracker, model: SegmentationModel, cache: ImageCache, names: Mapping[int, str], device: torch.device
 ) -> None:
     """Write `overlays/<name>.jpg` for images by their index in the cache."""
-    batch_size = choose_batch_size(cache.images.shape[1:3])
+    batch_size = choose_batch_size(cache.size)
     for index, prediction in predict_images(model, cache, list(names), device=device, batch_size=batch_size):
         image, raster = np.asarray(cache.images[index]), np.asarray(cache.instances[index])
         if isinstance(prediction, SemanticMap):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from cityopt.config import ImageSet, RunConfig
+from cityopt.config import RunConfig
 from cityopt.data.cache import ImageCache
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
+from cityopt.image_set import ImageSet
 from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker

@@ -267,3 +267,22 @@ def test_find_gives_indices_in_the_order_of_the_names(root: Path, tmp_path: Path
     assert cache.find([cache.names[4], cache.names[0]]) == [4, 0]
     with pytest.raises(StoreError, match="lacks bonn_1"):
         cache.find([cache.names[0], "bonn_1"])
+
+
+def test_selection_equals_a_cache_of_its_own_and_shares_the_files(root: Path, tmp_path: Path) -> None:
+    whole = build(root, tmp_path / "cache")
+    names = [whole.names[index] for index in (7, 2, 5)]
+    frames = [frame for frame in index_split(root, "train") if frame.name in names]
+    alone = open_cache(frames, size=SIZE, folder=tmp_path / "other", fingerprint="f")
+    some = whole.select(names)
+    for cache in (some, pickle.loads(pickle.dumps(some)), some.select(names)):
+        assert cache.names == alone.names and cache.path == whole.path and len(cache) == 3
+        assert cache.images.shape == alone.images.shape and cache.size == SIZE
+        for index in range(3):
+            assert np.array_equal(cache.images[index], alone.images[index])
+            assert np.array_equal(cache.instances[index], alone.instances[index])
+        assert np.array_equal(cache.images[[2, 0]], alone.images[[2, 0]])
+        assert np.array_equal(np.stack(list(cache.instances)), alone.instances)
+    assert len(list((tmp_path / "cache").glob("*/images.npy"))) == 1
+    with pytest.raises(StoreError, match="lacks graz"):
+        whole.select(["graz"])

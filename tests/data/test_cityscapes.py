@@ -22,7 +22,7 @@ from cityopt.data.cityscapes import (
     scan_frames,
 )
 from cityopt.errors import DataError, StoreError
-from cityopt.labels import CLASS_OF_ID
+from cityopt.labels import CLASS_OF_ID, EVALUATED_LABELS
 
 
 def test_index_split_lists_frames_by_name_when_cities_differ(tmp_path: Path) -> None:
@@ -175,6 +175,8 @@ def test_scan_frames_counts_like_a_slow_loop_when_rasters_are_random(tmp_path: P
         assert (fact.name, fact.split, fact.city, fact.size) == (frame.name, "train", frame.city, (40, 80))
         assert fact.class_counts == tuple(len([v for v in values if v // 1000 == label]) for label in CLASS_OF_ID)
         assert fact.num_crowds == len(values & set(CLASS_OF_ID))
+        ids = {value // 1000 if value >= 1000 else value for value in values}
+        assert fact.train_ids == tuple(label.train_id for label in EVALUATED_LABELS if label.id in ids)
         assert fact.image_bytes == frame.image.stat().st_size
     assert sum(map(sum, (fact.class_counts for fact in facts))) > 0
     assert sum(fact.num_crowds for fact in facts) > 0
@@ -183,7 +185,7 @@ def test_scan_frames_counts_like_a_slow_loop_when_rasters_are_random(tmp_path: P
 def test_scan_frames_knows_no_classes_when_a_frame_has_no_label(tmp_path: Path) -> None:
     write_frame(tmp_path, "test", "berlin", 0, labelled=False)
     (fact,) = scan_frames(index_split(tmp_path, "test"), tmp_path / "memo.json")
-    assert (fact.class_counts, fact.num_crowds, fact.label_sha256) == ((0,) * 8, 0, None)
+    assert (fact.class_counts, fact.num_crowds, fact.label_sha256, fact.train_ids) == ((0,) * 8, 0, None, ())
 
 
 def test_scan_frames_looks_only_at_changed_files_when_it_remembers(

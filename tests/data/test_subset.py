@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tiny_tree import make_fact
 
-from cityopt.config import ImageSet
 from cityopt.data.cityscapes import FrameFacts
 from cityopt.data.subset import hash_names, pick_images
 from cityopt.errors import DataError
+from cityopt.image_set import ImageSet, Span
 
 CITY_SIZES = {  # of the real training split
     "aachen": 174,
@@ -198,3 +198,22 @@ def test_pick_images_works_when_no_image_shows_a_class() -> None:
 def test_hash_names_depends_on_the_set_only() -> None:
     assert hash_names(["a", "b"]) == hash_names(iter(["b", "a", "b"]))
     assert len({hash_names(names) for names in ([], ["a"], ["a", "b"], ["ab"])}) == 4
+
+
+def test_sides_of_a_fold_are_the_frames_of_its_spans_and_all_others() -> None:
+    facts = make_facts(3, {"ulm": 5, "jena": 4, "bonn": 3})
+    facts.append(make_fact("ulm", 77, split="val"))
+    spans = (Span(city="bonn"), Span(city="ulm", first="ulm_000001_000019", last="ulm_000003_000019"))
+    fold, rest = (pick_images(facts, ImageSet(part=part, spans=spans)) for part in ("fold", "rest"))
+    numbers = {city: [int(name.split("_")[1]) for name in fold if city_of(name) == city] for city in map(city_of, fold)}
+    assert numbers == {"bonn": [0, 1, 2], "ulm": [1, 2, 3]}
+    assert sorted(fold + rest) == pick(facts, "all")
+    assert [str(span) for span in spans] == ["bonn", "ulm_000001_000019 … ulm_000003_000019"]
+
+
+@pytest.mark.parametrize(("part", "cities"), [("fold", []), ("fold", ["graz"]), ("rest", ["ulm", "jena"])])
+def test_fold_is_refused_when_a_side_is_empty(part: str, cities: list[str]) -> None:
+    facts = make_facts(0, {"ulm": 4, "jena": 4})
+    image_set = ImageSet.model_validate({"part": part, "spans": [{"city": city} for city in cities]})
+    with pytest.raises(DataError, match="a fold must hold frames of train and leave some"):
+        pick_images(facts, image_set)

@@ -71,8 +71,10 @@ def write_tree(root: Path, splits: Mapping[str, Mapping[str, int]], *, size: tup
     return root
 
 
-def make_fact(city: str, number: int, shown: tuple[int, ...] = (), split: str = "train") -> FrameFacts:
-    """Make the facts of a frame that shows one instance of each of some classes in 1 … 8."""
+def make_fact(
+    city: str, number: int, shown: tuple[int, ...] = (), split: str = "train", train_ids: tuple[int, ...] = ()
+) -> FrameFacts:
+    """Make the facts of a frame: one instance of each of some classes in 1 … 8, pixels of some training ids."""
     counts = tuple(int(index in shown) for index in range(1, 9))
     name = f"{city}_{number:06d}_000019"
-    return FrameFacts(name, split, city, (24, 48), counts, 0, 1000 + number, f"{number:064x}")
+    return FrameFacts(name, split, city, (24, 48), counts, 0, 1000 + number, f"{number:064x}", train_ids)

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy
+
+from cityopt.tracking.mlflow_store import MlflowStore
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,3 +29,11 @@ def hasty() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda _: None)
         yield
     sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", skip_fsync)
+
+
+@pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making MLflow's database takes seconds, so all tests share one; each has a study of its own."""
+    store = MlflowStore(tmp_path_factory.mktemp("mlflow store"))
+    store.open_experiment("first")
+    return store.store

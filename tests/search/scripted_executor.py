@@ -103,6 +103,44 @@ class ScriptedExecutor(Executor):
             yield JobEnded(job.run_id, "complete", result={"seconds": 2.0})
 
 
+class ScriptedSlots(Executor):
+    """Several slots, each as `ScriptedExecutor`, that take turns."""
+
+    def __init__(self, play: Play, num_slots: int) -> None:
+        self.slots = [ScriptedExecutor(play) for _ in range(num_slots)]
+        self.most_at_once = 0
+
+    def start(self) -> None: ...
+
+    @property
+    def num_free(self) -> int:
+        return sum(slot.num_free for slot in self.slots)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for slot in self.slots for job in slot.jobs]
+
+    @property
+    def is_closed(self) -> bool:
+        return all(slot.is_closed for slot in self.slots)
+
+    def submit(self, job: Job) -> None:
+        next(slot for slot in self.slots if slot.num_free).submit(job)
+        self.most_at_once = max(self.most_at_once, len(self.slots) - self.num_free)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return [event for slot in self.slots for event in slot.poll(timeout_s)]
+
+    def answer(self, run_id: str, answer: Answer) -> None:
+        next(slot for slot in self.slots if not slot.num_free and slot.jobs[-1].run_id == run_id).answer(run_id, answer)
+
+    def end_survivor(self, folder: Path) -> None: ...
+
+    def close(self) -> None:
+        for slot in self.slots:
+            slot.close()
+
+
 class Killed(BaseException):
     """The coordinator's process is gone from here on."""
 
@@ -149,6 +187,7 @@ MortalStorage = _make_mortal(
         "set_trial_intermediate_value",
         "set_trial_user_attr",
         "set_trial_system_attr",
+        "set_study_user_attr",
     ),
 )
 MortalStore = _make_mortal(

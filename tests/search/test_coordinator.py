@@ -119,14 +119,6 @@ def make_trials(config, trials):
     return replace_settings(config, {"search.trials": trials})
 
 
-@pytest.fixture(scope="session")
-def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making MLflow's database takes seconds, so all tests share one; each has a study of its own."""
-    store = MlflowStore(tmp_path_factory.mktemp("mlflow store"))
-    store.open_experiment("first")
-    return store.store
-
-
 @pytest.fixture
 def bench(mlflow_folder: Path, tmp_path: Path):
     def make(**search) -> Bench:

@@ -30,3 +30,17 @@ def test_study_gets_disjoint_cities_and_repeats_itself_when_prepared(template_st
     )
     assert set(nested.subset) < set(first.subset) and nested.holdout == first.holdout
     assert nested.subset_hash != first.subset_hash and nested.fingerprint == first.fingerprint
+
+
+def test_images_of_a_semantic_study_are_left_alone_when_nobody_trains_on_them_yet(tiny_store):
+    study = replace_settings(load_study(str(TINY.with_name("tiny_unet.yaml"))), {"data.size": [32, 64]})
+    caches = [
+        (prepare_study(study, tiny_store, data=None, observer=Observer(), decode=decode), count_caches(tiny_store))
+        for decode in (False, True)
+    ]
+    assert caches[0][0] == caches[1][0]
+    assert (caches[0][1], caches[1][1]) == (0, 2)
+
+
+def count_caches(store):
+    return len(list((store / "cache").glob("32x64-*/images.npy")))

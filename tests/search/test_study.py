@@ -171,10 +171,11 @@ def test_second_coordinator_is_refused_with_the_pid_when_one_is_at_work(tmp_path
         assert is_swept(tmp_path, "small")
 
 
-def test_study_is_not_swept_when_its_promotion_is_at_work(tmp_path):
-    with lock_study(tmp_path, "small", "promotion"):
+@pytest.mark.parametrize("what", ["promotion", "crossval"])
+def test_study_is_not_swept_when_its_promotion_or_cross_validation_is_at_work(tmp_path, what):
+    with lock_study(tmp_path, "small", what):
         assert not is_swept(tmp_path, "small")
-        with pytest.raises(StoreError, match="promotion"), lock_study(tmp_path, "small"):
+        with pytest.raises(StoreError, match=what), lock_study(tmp_path, "small"):
             pytest.fail("two hold one study")
 
 

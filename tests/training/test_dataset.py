@@ -6,10 +6,11 @@ import pytest
 from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
-from cityopt.config import ImageSet, RunConfig
+from cityopt.config import RunConfig
 from cityopt.data.loaders import build_loader
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError
+from cityopt.image_set import ImageSet, Span
 from cityopt.training.dataset import pick_facts, prepare_data, survey_dataset
 
 
@@ -124,3 +125,18 @@ def test_prepare_data_refuses_when_coarse_labels_are_missing(config: RunConfig, 
         prepare_data(settle_scenes(config, tree, tmp_path, ImageSet(split="train_extra", labels="coarse")))
     with pytest.raises(DataError, match=r"every image of train needs its label.*gtCoarse"):
         prepare_data(settle_scenes(config, tree, tmp_path, ImageSet(labels="coarse")))
+
+
+def test_prepare_data_reads_both_sides_of_a_fold_from_one_cache(config: RunConfig, tmp_path: Path) -> None:
+    spans = (Span(city="aachen", first="aachen_000001_000019", last="aachen_000002_000019"), Span(city="bonn"))
+    sets = {"train_set": ImageSet(part="rest", spans=spans), "validation_set": ImageSet(part="fold", spans=spans)}
+    data = prepare_data(config.model_copy(update={**sets, "cache": str(tmp_path)}))
+    assert [name[:13] for name in data.validation.names] == [
+        "aachen_000001",
+        "aachen_000002",
+        "bonn_000000_0",
+        "bonn_000001_0",
+    ]
+    assert [name[:13] for name in data.train.names] == [f"aachen_00000{number}" for number in (0, 3, 4, 5)]
+    assert tuple(fact.name for fact in data.validation_facts) == data.validation.names
+    assert data.train.path == data.validation.path and len(list(tmp_path.glob("*/images.npy"))) == 1

@@ -12,12 +12,13 @@ from conftest import write_frame
 from official_scripts import score_export
 from PIL import Image
 
-from cityopt.config import ImageSet, RunConfig
+from cityopt.config import RunConfig
 from cityopt.data.cityscapes import index_split
 from cityopt.data.resizing import resize_raster
 from cityopt.data.targets import find_instances
 from cityopt.errors import ConfigError, DataError, StoreError, TrainingError, WeightsError
 from cityopt.evaluation.full_resolution import decode_frames
+from cityopt.image_set import ImageSet
 from cityopt.models.build import build_model
 from cityopt.settings import replace_section
 from cityopt.tracking.partial_folder import PartialFolder

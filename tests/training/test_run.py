@@ -268,6 +268,17 @@ def test_run_training_keeps_the_last_epoch_beside_the_best_value_when_told_so(
     assert result.metrics == coordinator.heard[-1][1]
 
 
+def test_run_training_ends_early_on_its_whole_schedule_when_given_a_stop_epoch(
+    undisturbed: tuple[Path, TrainingResult, Coordinator], config: RunConfig, tmp_path: Path
+) -> None:
+    wanted = config.model_copy(update={"keep": "last", "stop_epoch": 2})
+    for _ in range(2):
+        result = run_training(wanted, RunFolder(tmp_path), Coordinator())
+        assert (result.outcome, result.epochs) == ("complete", 2)
+    assert scores(result.metrics) == scores(undisturbed[2].heard[1][1])
+    assert load_checkpoint(tmp_path / "best.pt")["state"].epoch == 2
+
+
 def test_run_training_learns_in_bfloat16_with_accumulation_and_clipping(config: RunConfig) -> None:
     settings = {"training.precision": "bfloat16", "training.accumulation": 2, "training.clip_norm": 5.0}
     coordinator = Coordinator(stop_after=2)
