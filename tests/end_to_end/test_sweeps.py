@@ -171,7 +171,9 @@ def test_every_run_carries_what_is_needed_to_repeat_it(stories):
     for name, found in runs.items():
         artifacts = folder / found.info.run_id / "artifacts"
         names = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
-        assert {"cityopt.dataset_fingerprint", "cityopt.subset_hash", "cityopt.seed"} <= set(found.data.tags)
+        assert {"cityopt.dataset_fingerprint", "cityopt.seed"} <= set(found.data.tags)
+        is_promotion = found.data.tags["cityopt.kind"] == "promotion"  # which trains on more than the subset
+        assert ("cityopt.subset_hash" in found.data.tags) != is_promotion
         if name == "tiny":
             assert {"study.yaml", "subset.txt", "holdout.txt", "anchors.json"} <= names
             continue
@@ -179,6 +181,8 @@ def test_every_run_carries_what_is_needed_to_repeat_it(stories):
         assert {"checkpoints/best.pt", "log.txt"} <= names
         assert any(part.startswith("overlays/") for part in names), names
         assert any("config" in part for part in names), names
-        assert found.data.params["training.learning_rate"]
+        assert found.data.params["training.learning_rate"] and found.data.params["data.train_hash"]
+        if not is_promotion:
+            assert found.data.params["data.train_hash"] == found.data.tags["cityopt.subset_hash"]
         assert found.inputs.dataset_inputs
         assert any(metric.startswith("system/") for metric in found.data.metrics)
