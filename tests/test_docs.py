@@ -57,7 +57,7 @@ def list_calls() -> list[tuple[str, ...]]:
     lines = [line for block in list_blocks() for line in block.replace("\\\n", " ").splitlines()]
     found = []
     for line in lines:
-        for part in line.split("&&") if "cityopt " in line else ():
+        for part in line.split("&&") if re.search(r"(^|\s)cityopt ", line) else ():
             words = shlex.split(part, comments=True)
             if "cityopt" in words:
                 found.append(tuple(words[words.index("cityopt") + 1 :]))
