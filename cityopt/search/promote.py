@@ -26,7 +26,7 @@ from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
-from cityopt.search.single import SingleTraining, strip_place
+from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
@@ -224,9 +224,12 @@ class Promoter:
             return run_id
         if status is not None:  # a kill came before the promotion itself was ended for the same reason
             raise TrainingError(status.reason, status.message)
-        with self.training.holding(run_id):
-            self.mlflow.reopen_run(run_id)
-            seconds = self.training.train(run, run_id)
+        try:
+            with self.training.holding(run_id):
+                self.mlflow.reopen_run(run_id)
+                seconds = self.training.train(run, run_id)
+        except RunFailedError as error:  # a promotion has failed with its stage, and ends for the same reason
+            raise TrainingError(error.reason, str(error)) from error
         self.training.complete(run_id, Status("complete", seconds=seconds))
         return run_id
 
