@@ -21,6 +21,7 @@ from cityopt.promotion import is_heeded
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
+from cityopt.search.plan import find_zoom
 from cityopt.search.preparation import open_root, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_path, settle_paths
 from cityopt.search.promote import pick_winner
@@ -183,7 +184,7 @@ def build_plan(
         device=device,
         cache=str(cache_folder(store)),
         data=replace_section(full.data, root=str(opened.root)),
-        model=fix_anchors(full.model, facts),
+        model=fix_anchors(full.model, facts, zoom=find_zoom(config, full)),
         training=full.training,
         train_set=ImageSet(part="rest", spans=first.spans),
         validation_set=ImageSet(part="fold", spans=first.spans),

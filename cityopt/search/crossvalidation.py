@@ -35,7 +35,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.single import SingleTraining
 from cityopt.search.study import lock_study
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
-from cityopt.search.tags import describe_run
+from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
 from cityopt.store import open_store
 from cityopt.tracking.mlflow_patience import PatientStore
@@ -135,7 +135,7 @@ class CrossValidator:
                 return str(entry["run_id"])
         name = f"crossval-{len(known) + 1:04d}"
         tags = {
-            "cityopt.dataset_fingerprint": self.facts.fingerprint,
+            **describe_dataset(self.facts),
             "cityopt.folds": len(self.plan.runs),
             "cityopt.fold_grouping": self.plan.describe_division()["grouping"],
             "cityopt.settings_of": self.plan.choice.source,
@@ -170,8 +170,9 @@ class CrossValidator:
         if part in runs:
             self.mlflow.reopen_run(runs[part])
             return runs[part]
-        tags = describe_run(run) | {
-            "cityopt.dataset_fingerprint": self.facts.fingerprint,
+        tags = {
+            **describe_dataset(self.facts),
+            **describe_run(run),
             "cityopt.crossval": self._entry["name"],
             "cityopt.crossval_run": self._entry["run_id"],
         }

@@ -137,13 +137,13 @@ def _settle_run(
     return base.model_copy(
         update={
             "data": replace_section(full.data, root=str(root)),
-            "model": fix_anchors(full.model, facts, zoom=_find_zoom(config, full)),
+            "model": fix_anchors(full.model, facts, zoom=find_zoom(config, full)),
             "training": full.training,
         }
     )
 
 
-def _find_zoom(config: StudyConfig, full: StudyConfig) -> tuple[float, float]:
+def find_zoom(config: StudyConfig, full: StudyConfig) -> tuple[float, float]:
     """Return how many times as high and as wide a training's images are as the trials'."""
     (height, width), (full_height, full_width) = config.data.size, full.data.size
     return full_height / height, full_width / width

@@ -33,6 +33,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.single import SingleTraining
 from cityopt.search.study import open_storage, open_study
 from cityopt.search.sweep import open_parent
+from cityopt.settings import replace_settings
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import read_status
 from cityopt.training.crossval import divide_frames
@@ -58,9 +59,10 @@ class Bench:
         self.config = make_config(name=f"crossed-{uuid.uuid4().hex[:8]}", training={"epochs": 3})
         self.said: list[str] = []
 
-    def plan(self, settings=None, folds=3):
+    def plan(self, settings=None, folds=3, **data):
         choice = Choice({RATE: 0.02, **(settings or {})}, "a test", None)
         full = make_config(name=self.config.name, training={"epochs": 3, "learning_rate": choice.settings[RATE]})
+        full = replace_settings(full, {f"data.{key}": value for key, value in data.items()})
         survey = Survey(Path("/nowhere"), {}, FRAMES, FACTS.fingerprint)
         opened = Opened(None, self.config, FACTS, Path("/nowhere"), survey, choice, full)
         division = divide_frames(FRAMES, folds=folds, seed=0, task="instance")
@@ -263,6 +265,16 @@ def test_settings_are_those_of_the_best_trial_then_a_baseline_then_the_yamls():
     choice = choose_settings(study, config, {})
     assert (choice.settings, choice.trial) == ({RATE: 0.4}, 1)
     assert choice.source == "trial 1, the best of 2 complete"
+
+
+def test_anchors_grow_with_the_images(bench):
+    it = bench()
+    height, width = it.config.data.size
+    half, whole = (
+        it.plan(size=size).runs[0].model.anchor_table for size in ((height // 2, width // 2), (height, width))
+    )
+    assert [list(row) for row in whole.sizes] == FACTS.anchors["sizes"]
+    assert half.sizes == tuple(tuple(size / 2 for size in row) for row in whole.sizes) and half.ratios == whole.ratios
 
 
 def test_final_model_trains_on_all_until_the_mean_of_the_best_epochs(bench):
