@@ -29,7 +29,7 @@ def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
     console = open_console(quiet=as_json)
     root = Path(choose_root(data, None))
     with open_observer(console) as observer:
-        found = check_dataset(root, lambda done, total: observer.show_preparation("reading every file", done, total))
+        found = check_dataset(root, observer.reporter("reading every file"))
     show(as_json, found, lambda: print_check(console, found))
     raise SystemExit(int(any(split["problems"] for split in found["splits"].values())))
 
@@ -81,7 +81,7 @@ def data_synth(
             size=parse_size(size),
             seed=seed,
             with_coarse=with_coarse,
-            progress=lambda done, total: observer.show_preparation("scenes", done, total),
+            progress=observer.reporter("scenes"),
         )
     text = f"{num_images} scenes in {out}. Look at them, or: cityopt data check --data {out}"
     console.print(text, soft_wrap=True, markup=False)

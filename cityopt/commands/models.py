@@ -96,7 +96,7 @@ def predict(
             score=score,
             device=device,
             batch_size=batch_size,
-            on_count=lambda done, total: observer.show_preparation("pictures", done, total),
+            on_count=observer.reporter("pictures"),
         )
     print_prediction(console, summary, out)
 

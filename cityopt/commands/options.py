@@ -47,6 +47,6 @@ def open_console(*, quiet: bool = False) -> "Console":
     return Console(quiet=quiet, width=width)
 
 
-def show(as_json: bool, document: Any, show: Callable[[], None]) -> None:
+def show(as_json: bool, document: Any, print_table: Callable[[], None]) -> None:
     """Print a document as JSON, or else as people read it."""
-    print(json.dumps(document, indent=2, allow_nan=False)) if as_json else show()
+    print(json.dumps(document, indent=2, allow_nan=False)) if as_json else print_table()

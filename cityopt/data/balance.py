@@ -1,7 +1,8 @@
 """Which images an epoch sees: each once, or those with rare classes more often.
 
-Stands between a training's image cache and its loader. Repeat factors (LVIS): a class that a share f of the images
-shows, with f below the threshold t, is worth sqrt(t / f); an image is worth as much as its rarest class, at least 1.
+Stands between the facts of a training's images and its loader. Repeat factors (LVIS): a class that a share f of the
+images shows, with f below the threshold t, is worth sqrt(t / f); an image is worth as much as its rarest class, at
+least 1.
 An epoch keeps its length, so that steps, schedule and cost stay those of uniform sampling: the n images of an epoch are
 drawn in proportion to their worth, each floor or ceil of its expected number of times.
 
@@ -10,20 +11,22 @@ Shapes: N images, C classes.
 Source: Gupta et al., LVIS (arXiv 1908.03195), appendix B.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.config import Task
-from cityopt.data.cache import ImageCache
-from cityopt.data.targets import find_instances, find_train_ids
+from cityopt.data.cityscapes import FrameFacts
 from cityopt.labels import VOID
 
 
-def weigh_images(cache: ImageCache, task: Task, threshold: float) -> NDArray[np.float64]:
-    """Return the worth (N,) of the images of a cache: ones where `threshold` is 0."""
-    if threshold == 0:
-        return np.ones(len(cache))
-    return repeat_factors(np.array([_find_classes(raster, task) for raster in cache.instances]), threshold)
+def weigh_images(frames: Sequence[FrameFacts], task: Task, threshold: float) -> NDArray[np.float64]:
+    """Return the worth (N,) of images: ones where `threshold` is 0."""
+    shown = np.zeros((len(frames), VOID), dtype=bool)
+    for row, frame in zip(shown, frames, strict=True):
+        row[list(frame.list_classes(task))] = True
+    return repeat_factors(shown, threshold)
 
 
 def repeat_factors(shown: NDArray[np.bool_], threshold: float) -> NDArray[np.float64]:
@@ -43,11 +46,3 @@ def draw_images(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArr
     edges[-1] = num_images
     points = np.arange(num_images) + rng.random()
     return rng.permutation(np.searchsorted(edges, points, side="right").clip(max=num_images - 1))
-
-
-def _find_classes(raster: NDArray[np.uint16], task: Task) -> NDArray[np.bool_]:
-    """Return which classes (C,) a raster shows: of the eight things, or of the 19 training ids."""
-    found = np.zeros(VOID + 1, dtype=bool)
-    found[find_instances(raster).classes if task == "instance" else find_train_ids(raster)] = True
-    found[VOID] = False
-    return found

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cityopt.config import Task
 from cityopt.data.memo import read_memo, write_memo
 from cityopt.data.targets import find_train_ids
 from cityopt.errors import DataError
@@ -74,6 +75,12 @@ class FrameFacts:
     label_sha256: str | None
     train_ids: tuple[int, ...] = ()
     """Training ids of the evaluated classes that have a pixel, ascending; none without a label."""
+
+    def list_classes(self, task: Task) -> tuple[int, ...]:
+        """Return the classes that a task finds here, ascending: of the eight things, or training ids."""
+        if task == "semantic":
+            return self.train_ids
+        return tuple(index for index, count in enumerate(self.class_counts) if count)
 
 
 def index_split(root: str | Path, split: str, labels: Labels = "fine") -> list[Frame]:

@@ -149,7 +149,7 @@ def _cover_classes(facts: Sequence[FrameFacts]) -> list[FrameFacts]:
 
 
 def _class_bits(fact: FrameFacts) -> int:
-    return sum(1 << index for index, count in enumerate(fact.class_counts) if count)
+    return sum(1 << number for number in fact.list_classes("instance"))
 
 
 def _rank(salt: str, name: str) -> bytes:

@@ -43,7 +43,7 @@ MIN_SIDE_PX = 32
 # Every scene draws from its own seed, so that no scene depends on how many came before it.
 _SEED_STRIDE = 1_000_003
 _SHOTS_PER_PROCESS = 32
-"""A process starts in the time of about ten."""
+"""Below that, the start of processes takes as long as the painting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from cityopt.labels import EVALUATED_LABELS
 FILE = "confusion.csv"
 OTHER = "other"
 CLASS_NAMES = tuple(label.name for label in EVALUATED_LABELS)
+_HEADER = ["truth", *CLASS_NAMES, OTHER]
 _IDS = np.array([label.id for label in EVALUATED_LABELS])
 
 
@@ -30,7 +31,7 @@ def format_confusion(pixels: NDArray[np.int64]) -> str:
     """Return the matrix (C, C + 1) as CSV: a row of names, then a row per class of the ground truth."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["truth", *CLASS_NAMES, OTHER])
+    writer.writerow(_HEADER)
     writer.writerows([name, *row] for name, row in zip(CLASS_NAMES, pixels.tolist(), strict=True))
     return stream.getvalue()
 
@@ -38,9 +39,13 @@ def format_confusion(pixels: NDArray[np.int64]) -> str:
 def parse_confusion(text: str) -> NDArray[np.int64]:
     """Return the matrix (C, C + 1) of a CSV. Raises DataError: it is another table."""
     rows = list(csv.reader(io.StringIO(text)))
-    if [row[:1] for row in rows] != [[name] for name in ("truth", *CLASS_NAMES)]:
-        raise DataError(f"a confusion matrix must have a row for each of the {len(CLASS_NAMES)} classes.")
+    if rows[:1] != [_HEADER] or [row[:1] for row in rows[1:]] != [[name] for name in CLASS_NAMES]:
+        raise DataError(
+            f"a confusion matrix must have a row and a column for each of the {len(CLASS_NAMES)} classes, and a last "
+            f"column {OTHER!r}."
+        )
     try:
-        return np.array([[int(cell) for cell in row[1:]] for row in rows[1:]]).reshape(len(CLASS_NAMES), -1)
+        pixels = [[int(cell) for cell in row[1:]] for row in rows[1:]]
+        return np.array(pixels).reshape(len(CLASS_NAMES), len(_HEADER) - 1)
     except ValueError as error:
         raise DataError(f"a confusion matrix must hold counts of pixels, but: {error}.") from error

@@ -89,7 +89,7 @@ def report_dataset(
         prepared = prepare_study(config, open_store(store), data=data, observer=observer)
         root = prepared.root
         anchors = name_adopted(config.name, prepared.anchor_report, config.data.size)
-    statistics = measure_dataset(root, lambda done, total: observer.show_preparation("measuring labels", done, total))
+    statistics = measure_dataset(root, observer.reporter("measuring labels"))
     write_data_report(out, build_data_report(statistics, anchors))
     return describe_data_report(statistics, anchors)
 

@@ -18,9 +18,10 @@ from cityopt.report.importance import Importance, measure_importance
 from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
-from cityopt.search.status import ENDING, StudyStatus, TrialStatus, build_status
+from cityopt.search.status import StudyStatus, TrialStatus, build_status
 from cityopt.search.study import is_swept, load_stored_study, open_storage
 from cityopt.store import find_store
+from cityopt.tracking.curves import merge_metrics, pick_epoch, sum_seconds
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
 
 Curve = list[tuple[int, float]]
@@ -32,8 +33,6 @@ class TrialRecord:
     """One trial with all that it recorded."""
 
     status: TrialStatus
-    message: str
-    """What a failed trial said."""
     records: tuple[Record, ...]
     folder: Path | None
 
@@ -45,7 +44,7 @@ class TrialRecord:
     @cached_property
     def seconds(self) -> float:
         """Time on the device: as the worker told, else the sum of its finished epochs."""
-        return self.status.seconds or sum(record.metrics.get("system/epoch_s", 0.0) for record in self.records)
+        return self.status.seconds or sum_seconds(self.records)
 
     def curve(self, metric: str) -> Curve:
         """Return a metric by epoch; empty where it was never recorded."""
@@ -53,12 +52,7 @@ class TrialRecord:
 
     def metrics_at_best(self, metric: str, direction: str) -> dict[str, float]:
         """Return all metrics of the epoch at which one of them is best; empty where it was never recorded."""
-        curve = self.curve(metric)
-        if not curve:
-            return {}
-        sign = -1.0 if direction == "maximize" else 1.0
-        step = min(curve, key=lambda point: (sign * point[1], point[0]))[0]
-        return merge_metrics(self.records, step)
+        return pick_epoch(self.records, metric, direction)[1] if self.curve(metric) else {}
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class PromotionRecord:
     @property
     def seconds(self) -> float:
         """Time on the device."""
-        return sum(record.metrics.get("system/epoch_s", 0.0) for record in self.records)
+        return sum_seconds(self.records)
 
 
 @dataclass(frozen=True)
@@ -137,8 +131,7 @@ def read_findings(store: Path, name: str) -> Findings:
     study, config, facts = load_stored_study(open_storage(store), name)
     is_live = is_swept(store, name)
     status = build_status(study, config, live=is_live)
-    messages = [(frozen.user_attrs.get(ENDING) or {}).get("message", "") for frozen in study.get_trials(deepcopy=False)]
-    trials = tuple(_read_trial(store, *pair) for pair in zip(status.trials, messages, strict=False))
+    trials = tuple(_read_trial(store, trial) for trial in status.trials)
     return Findings(
         store=store,
         status=status,
@@ -153,16 +146,11 @@ def read_findings(store: Path, name: str) -> Findings:
     )
 
 
-def merge_metrics(records: tuple[Record, ...], step: int) -> dict[str, float]:
-    """Return all metrics of a step, which may be spread over several records."""
-    return {name: value for record in records if record.step == step for name, value in record.metrics.items()}
-
-
-def _read_trial(store: Path, status: TrialStatus, message: str) -> TrialRecord:
+def _read_trial(store: Path, status: TrialStatus) -> TrialRecord:
     if status.run_id is None:
-        return TrialRecord(status, message, (), None)
+        return TrialRecord(status, (), None)
     folder = run_folder(store, status.run_id)
-    return TrialRecord(status, message, tuple(read_records(folder)[0]), folder)
+    return TrialRecord(status, tuple(read_records(folder)[0]), folder)
 
 
 def _read_promotion(store: Path, entries: list[dict[str, Any]]) -> PromotionRecord | None:

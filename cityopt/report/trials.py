@@ -97,7 +97,13 @@ def write_failures(findings: Findings) -> Markup:
         trials = list(members)
         count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
         said = [
-            tag("li", tag("b", f"Trial {trial.number}"), ": ", trial.message or "said nothing", data_trial=trial.number)
+            tag(
+                "li",
+                tag("b", f"Trial {trial.number}"),
+                ": ",
+                trial.status.message or "said nothing",
+                data_trial=trial.number,
+            )
             for trial in trials
         ]
         groups.append(tag("div", tag("h4", tag("code", reason), f" {count}"), tag("ul", *said), class_="failure"))

@@ -11,12 +11,9 @@ from pathlib import Path
 from cityopt.config import RunConfig
 from cityopt.image_set import ImageSet
 from cityopt.search.coordinator import run_folder
-from cityopt.search.observer import Observer
-from cityopt.search.plan import VAL
-from cityopt.tracking.run_folder import BEST, RunFolder, read_attempt, read_records
-
-_JUDGES = {"instance": ("val/coco/segm/ap", "maximize"), "semantic": ("val/semantic/miou", "maximize")}
-"""What models are compared by where the study's objective is a loss of the training images."""
+from cityopt.search.plan import JUDGES, VAL
+from cityopt.search.single import SingleTraining
+from cityopt.tracking.run_folder import BEST, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,11 @@ class Comparison:
 
 def choose_judge(run: RunConfig) -> tuple[str, str]:
     """Return the metric, and its direction, that says whether a model is better: the objective, if val has it."""
-    return (run.metric, run.direction) if run.metric.startswith("val/") else _JUDGES[run.model.task]
+    return (run.metric, run.direction) if run.metric.startswith("val/") else JUDGES[run.model.task]
 
 
 def compare_with_trial(
-    store: Path, run: RunConfig, run_id: str, trial: Path, *, metric: str, holdout: ImageSet, observer: Observer
+    training: SingleTraining, run: RunConfig, run_id: str, trial: Path, *, metric: str, holdout: ImageSet
 ) -> tuple[Comparison, ...]:
     """Judge a trained promotion and the checkpoint of its trial, draw its pictures, and record all of it on its run.
 
@@ -44,32 +41,19 @@ def compare_with_trial(
     """
     from cityopt.training.scoring import draw_checkpoint, score_checkpoint
 
-    folder = run_folder(store, run_id)
+    folder, observer = run_folder(training.store, run_id), training.observer
     tail = metric.removeprefix("val/")
 
     def score(checkpoint: Path, images: ImageSet, prefix: str) -> dict[str, float]:
-        what = f"judging {prefix.replace('/', ' on ')}"
-        return score_checkpoint(
-            checkpoint,
-            run,
-            images,
-            prefix=prefix,
-            on_count=lambda done, total: observer.show_preparation(what, done, total),
-        )
+        on_count = observer.reporter(f"judging {prefix.replace('/', ' on ')}")
+        return score_checkpoint(checkpoint, run, images, prefix=prefix, on_count=on_count)
 
     found = score(trial, VAL, "trial/val") | score(trial, holdout, "trial/holdout")
     found |= score(folder / BEST, holdout, "promoted/holdout")
     known = {name: value for name, value in found.items() if math.isfinite(value)}
-    attempt = read_attempt(folder)
-    tracker = RunFolder(folder, attempt.token if attempt else "")
+    tracker = training.open_tracker(run_id)
     tracker.log_metrics(known, step=run.training.epochs)
-    draw_checkpoint(
-        folder / BEST,
-        run,
-        VAL,
-        tracker,
-        on_count=lambda done, total: observer.show_preparation("ranking val's images", done, total),
-    )
+    draw_checkpoint(folder / BEST, run, VAL, tracker, on_count=observer.reporter("ranking val's images"))
     own = [record.metrics[metric] for record in read_records(folder)[0] if metric in record.metrics]
     note = "the promoted model has trained on these images"
     return (

@@ -35,11 +35,12 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
-from cityopt.search.pretrained import check_weights
+from cityopt.search.pretrained import check_searched_weights
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, build_status, describe_trials, find_best_reported
 from cityopt.search.study import name_cause
 from cityopt.search.tags import describe_data, describe_run
+from cityopt.tracking.curves import sum_seconds
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
 from cityopt.tracking.run_folder import (
@@ -152,8 +153,8 @@ class Coordinator:
         run_id = self._open_run(trial, config, settings)
         running = RunningTrial(trial, run_id, config)
         try:
-            check_weights(config.model)
-        except WeightsError as error:  # a searched pair that does not exist: nothing that other trials share
+            check_searched_weights(self.config, config.model)
+        except WeightsError as error:
             self._end(running, Status("failed", "config", str(error)))
             return
         if not self._may_try(running):
@@ -230,16 +231,13 @@ class Coordinator:
             self._running[running.run_id] = running
             raise StoreError(f"{running.config.name}: {event.message} {_KEPT}")
         elif event.outcome == "failed":
-            self._end(running, Status("failed", event.reason, event.message, self._measure_seconds(running.run_id)))
+            seconds = sum_seconds(read_records(self._folder(running.run_id))[0])
+            self._end(running, Status("failed", event.reason, event.message, seconds))
             if event.reason in STOPS_STUDY:
                 raise STOPS_STUDY[event.reason](f"{running.config.name}: {event.message}")
         else:
             outcome: Literal["complete", "pruned"] = "complete" if event.outcome == "complete" else "pruned"
             self._end(running, Status(outcome, seconds=float(event.result["seconds"])))
-
-    def _measure_seconds(self, run_id: str) -> float:
-        """Return the time that went into a run's finished epochs, for one that cannot say so itself."""
-        return sum(record.metrics.get("system/epoch_s", 0.0) for record in read_records(self._folder(run_id))[0])
 
     def _end(self, running: RunningTrial, status: Status) -> None:
         """End a trial: first in its folder, then in Optuna, then in MLflow."""

@@ -174,31 +174,26 @@ def build_plan(
 ) -> Plan:
     """Return the plan: the same settings and seed for every fold."""
     config, full = opened.config, opened.full
-    first = division.folds[0]
-    template = RunConfig(
-        study=config.name,
-        name="fold",
-        kind="fold",
-        seed=derive_seed(config.seed, "crossval"),
-        threads=threads,
-        device=device,
-        cache=str(cache_folder(store)),
-        data=replace_section(full.data, root=str(opened.root)),
-        model=fix_anchors(full.model, facts, zoom=find_zoom(config, full)),
-        training=full.training,
-        train_set=ImageSet(part="rest", spans=first.spans),
-        validation_set=ImageSet(part="fold", spans=first.spans),
-        metric=config.search.metric,
-        direction=config.search.direction,
-        fingerprint=facts.fingerprint,
-    )
-    runs = [
-        replace_section(
-            template,
+    data = replace_section(full.data, root=str(opened.root))
+    model = fix_anchors(full.model, facts, zoom=find_zoom(config, full))
+    runs = tuple(
+        RunConfig(
+            study=config.name,
             name=f"fold-{fold.number}",
+            kind="fold",
+            seed=derive_seed(config.seed, "crossval"),
+            threads=threads,
+            device=device,
+            cache=str(cache_folder(store)),
+            data=data,
+            model=model,
+            training=full.training,
             train_set=ImageSet(part="rest", spans=fold.spans),
             validation_set=ImageSet(part="fold", spans=fold.spans),
+            metric=config.search.metric,
+            direction=config.search.direction,
+            fingerprint=facts.fingerprint,
         )
         for fold in division.folds
-    ]
-    return Plan(opened.choice, division, tuple(runs))
+    )
+    return Plan(opened.choice, division, runs)

@@ -9,9 +9,10 @@ from typing import Any
 from cityopt.search.coordinator import run_folder
 from cityopt.search.crossval_plan import Choice, Plan
 from cityopt.search.final_model import FinalModel
+from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.run_folder import NOTE, RunFolder, read_records, read_status, write_atomically
 from cityopt.training.crossval import BLOCKS_REMARK, Division, Fold
-from cityopt.training.fold_scores import Spread, name_metrics, pick_epoch, summarize_folds, write_table
+from cityopt.training.fold_scores import Spread, name_metrics, summarize_folds, write_table
 
 
 @dataclass(frozen=True, slots=True)

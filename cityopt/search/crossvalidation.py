@@ -7,7 +7,6 @@ the same schedule, and stops after the mean of the folds' best epochs: so the fo
 judges once and chooses nothing. Whatever is killed goes on with the same command, in the folds and epochs it was in.
 """
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,12 +37,12 @@ from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
 from cityopt.store import open_store
+from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import RunFolder, Status, begin_attempt, read_records, read_status
+from cityopt.tracking.run_folder import Status, read_records, read_status, take_over
 from cityopt.training.crossval import BLOCKS_REMARK, Division
 from cityopt.training.dataset import open_set
-from cityopt.training.fold_scores import pick_epoch
 
 CROSSVALS = "cityopt:crossvals"
 
@@ -113,9 +112,7 @@ class CrossValidator:
             return self._collect()
         self.mlflow.reopen_run(run_id)
         with self.training.holding(run_id) as folder:
-            token = uuid.uuid4().hex
-            begin_attempt(folder, token)
-            tracker = RunFolder(folder, token)
+            tracker = take_over(folder)
             self._train_folds()
             found = self._collect()
             write_summary(tracker, self.plan, found)
@@ -141,7 +138,7 @@ class CrossValidator:
             "cityopt.settings_of": self.plan.choice.source,
             **describe_run(self.plan.runs[0]),
         }
-        run_id = self._create_run(name, "crossval", tags)
+        run_id = self.mlflow.find_or_create_run(self.study.study_name, name, "crossval", tags)
         self._entry = {
             "name": name,
             "run_id": run_id,
@@ -153,11 +150,6 @@ class CrossValidator:
         }
         self._remember()
         return run_id
-
-    def _create_run(self, name: str, kind: str, tags: Mapping[str, Any]) -> str:
-        """Return the MLflow run of this name, which a kill may have left unrecorded."""
-        study = self.study.study_name
-        return self.mlflow.find_run(study, name) or self.mlflow.create_run(study, name, kind, tags)
 
     def _remember(self) -> None:
         known: list[dict[str, Any]] = self.study.user_attrs.get(CROSSVALS, [])
@@ -176,7 +168,7 @@ class CrossValidator:
             "cityopt.crossval": self._entry["name"],
             "cityopt.crossval_run": self._entry["run_id"],
         }
-        run_id = self._create_run(run.name, run.kind, tags)
+        run_id = self.mlflow.find_or_create_run(run.study, run.name, run.kind, tags)
         self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
         runs[part] = run_id
         self._remember()

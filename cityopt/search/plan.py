@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import RunConfig, StudyConfig, settle_training
+from cityopt.config import RunConfig, StudyConfig, Task, settle_training
 from cityopt.data.roots import cache_folder
 from cityopt.data.synthetic import RECIPE_FILE
 from cityopt.errors import ConfigError, DataError
@@ -26,8 +26,11 @@ from cityopt.settings import replace_section
 
 VAL = ImageSet(split="val", part="all")
 _RATE = "training.learning_rate"
-_SEMANTIC_METRIC = ("val/semantic/miou", "maximize")
-"""What a semantic stage of an instance study is judged by."""
+JUDGES: Mapping[Task, tuple[str, str]] = {
+    "instance": ("val/coco/segm/ap", "maximize"),
+    "semantic": ("val/semantic/miou", "maximize"),
+}
+"""What a training is judged by where the study's objective does not fit it: a metric and its direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def _plan_stage(
         update |= {"kind": "stage", "name": stage.name, "seed": derive_seed(config.seed, "stage", stage.name)}
         update |= {"validation_set": trial_holdout(config)}
         if run.model.task != config.model.task:
-            update |= dict(zip(("metric", "direction"), _SEMANTIC_METRIC, strict=True))
+            update |= dict(zip(("metric", "direction"), JUDGES[run.model.task], strict=True))
     return PlannedStage(stage.name, run.model_copy(update=update), start.name if start else None, whole)
 
 
@@ -200,14 +203,13 @@ def _count_images(stage: PlannedStage, observer: Observer) -> int:
     """Return the number of images that a stage trains on. Raises DataError that says how to do without the stage."""
     from cityopt.training.dataset import pick_facts, survey_dataset, survey_images
 
-    def show(done: int, total: int) -> None:
-        observer.show_preparation(f"reading labels for {stage.name}", done, total)
-
     run = stage.run
     assert run.data.root is not None
     try:
         survey = survey_dataset(run.data.root, Path(run.cache))
-        survey = survey_images(survey, run.train_set, Path(run.cache), show)
+        survey = survey_images(
+            survey, run.train_set, Path(run.cache), observer.reporter(f"reading labels for {stage.name}")
+        )
         return len(pick_facts(survey, run.train_set))
     except DataError as error:
         images, is_made = run.train_set, (Path(run.data.root) / RECIPE_FILE).is_file()

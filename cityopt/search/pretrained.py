@@ -51,9 +51,13 @@ def fetch_weights(config: StudyConfig, observer: Observer) -> None:
         _fetch(url, observer)
 
 
-def check_weights(model: ModelConfig) -> None:
-    """Check that the weights of a trial exist for its network. Raises WeightsError."""
-    if model.weights != "none":
+def check_searched_weights(config: StudyConfig, model: ModelConfig) -> None:
+    """Check that weights exist for the network of a trial that may lack what other trials of its study have.
+
+    Raises WeightsError. Where nothing is searched all trials start from the same weights: their absence is no trial's
+    own failure, and comes from the training itself.
+    """
+    if _is_searched(config) and model.weights != "none":
         from cityopt.models.weights import find_url
 
         find_url(model)
@@ -81,18 +85,21 @@ def _list_addresses(config: StudyConfig) -> list[str]:
         try:
             url = find_url(replace_section(config.model, weights=name, backbone=backbone))
         except WeightsError:
-            if not {KEY, "model.backbone"} & config.search.space.keys():
+            if not _is_searched(config):
                 raise
         else:
             found |= {url: None} if url else {}
     return list(found)
 
 
+def _is_searched(config: StudyConfig) -> bool:
+    return bool({KEY, "model.backbone"} & config.search.space.keys())
+
+
 def _fetch(url: str, observer: Observer) -> None:
     from cityopt.models.weights import fetch_file
 
-    what = f"downloading {url.rsplit('/', 1)[-1]}, MiB"
-    fetch_file(url, lambda done, total: observer.show_preparation(what, done, total))
+    fetch_file(url, observer.reporter(f"downloading {url.rsplit('/', 1)[-1]}, MiB"))
 
 
 def _list_values(config: StudyConfig, key: str) -> list[str]:

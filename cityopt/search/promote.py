@@ -130,15 +130,8 @@ class Promoter:
             seconds = self.training.train(run, run_id)
             self.training.executor.close()
             metric, direction = choose_judge(run)
-            comparisons = compare_with_trial(
-                self.store,
-                run,
-                run_id,
-                trial,
-                metric=metric,
-                holdout=trial_holdout(self.config),
-                observer=self.observer,
-            )
+            holdout = trial_holdout(self.config)
+            comparisons = compare_with_trial(self.training, run, run_id, trial, metric=metric, holdout=holdout)
             found = register_result(
                 self.mlflow,
                 run,
@@ -192,10 +185,8 @@ class Promoter:
                 self.training.shipper.end(run["run_id"], "KILLED", {"cityopt.state": "superseded"})
 
     def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
-        """Return the id of a new run, or of the one of this name that a kill left unrecorded."""
         all_tags = describe_dataset(self.facts) | describe_run(run) | dict(tags)
-        found = self.mlflow.find_run(run.study, run.name)
-        run_id = found or self.mlflow.create_run(run.study, run.name, run.kind, all_tags)
+        run_id = self.mlflow.find_or_create_run(run.study, run.name, run.kind, all_tags)
         self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
         return run_id
 

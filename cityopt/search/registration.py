@@ -59,7 +59,7 @@ def register_result(
         "size": "x".join(map(str, run.data.size)),
         "run_id": run_id,
     }
-    all_tags = {f"cityopt.{key}": value for key, value in ground.items()} | dict(tags)
+    all_tags = {f"cityopt.{key}": fact for key, fact in ground.items() if fact is not None} | dict(tags)
     alias, reason = judge_challenger(find_champion(mlflow, run.study), all_tags, direction)
     version = register_model(
         mlflow,
@@ -87,12 +87,11 @@ def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], dir
                 CHALLENGER,
                 f"the champion (version {champion.version}) was judged on another {key}: {old}, not {new}",
             )
-    if tags["cityopt.value"] is None:
-        return CHALLENGER, f"it has no {tags['cityopt.metric']}, where version {champion.version} has one"
-    try:
-        old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
-    except ValueError:
+    if "cityopt.value" not in tags:
+        return CHALLENGER, f"it has no {tags['cityopt.metric']}"
+    if "cityopt.value" not in champion.tags:
         return CHAMPION, f"the champion (version {champion.version}) has no {tags['cityopt.metric']}"
+    old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
     better = new_value > old_value if direction == "maximize" else new_value < old_value
     verdict = f"{tags['cityopt.metric']} {new_value:.4f} against {old_value:.4f} of version {champion.version}"
     return (

@@ -181,7 +181,7 @@ def is_swept(store: Path, name: str) -> bool:
 
 
 def _take_lock(file: IO[str]) -> bool:
-    """Lock a file, trying for a moment: `is_locked` in another process holds it for the blink of an eye."""
+    """Lock a file, trying for a moment: `is_swept` in another process holds it for the blink of an eye."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:

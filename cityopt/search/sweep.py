@@ -1,6 +1,5 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import RunFolder, begin_attempt, tolerating_full_disk, write_json
+from cityopt.tracking.run_folder import RunFolder, take_over, tolerating_full_disk, write_json
 from cityopt.training.objective import check_objective
 
 INTERRUPTED = 130
@@ -165,9 +164,7 @@ def open_parent(
     tags = describe_data(facts) | {"cityopt.seed": config.seed, "cityopt.metric": config.search.metric}
     run_id = mlflow.open_parent(config.name, tags)
     shipper = Shipper(mlflow)
-    token = uuid.uuid4().hex
-    begin_attempt(run_folder(mlflow.store, run_id), token)
-    parent = RunFolder(run_folder(mlflow.store, run_id), token)
+    parent = take_over(run_folder(mlflow.store, run_id))
     shipper.watch(run_id, parent.folder)
     try:
         mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)

@@ -38,15 +38,14 @@ class PatientStore(MlflowStore):
         name: str,
         kind: str,
         tags: Mapping[str, object] | None = None,
-        start_ms: int | None = None,
     ) -> str:
         """Create a child run of a study. A run that an unanswered request made already is taken, not made twice."""
 
         def find_or_create() -> str:
             found = MlflowStore.find_run(self, study, name)
-            return found or MlflowStore.create_run(self, study, name, kind, tags, start_ms)
+            return found or MlflowStore.create_run(self, study, name, kind, tags)
 
-        return self._insist(lambda: MlflowStore.create_run(self, study, name, kind, tags, start_ms), find_or_create)
+        return self._insist(lambda: MlflowStore.create_run(self, study, name, kind, tags), find_or_create)
 
     def find_run(self, study: str, name: str) -> str | None:
         """Return the id of a study's newest run of this name, None where there is none."""

@@ -96,7 +96,7 @@ class MlflowStore:
             if found:
                 self.client.update_run(found, status="RUNNING")
                 self.log(found, tags=tags or {})
-            run_id = found or self._create_run(study, study, "study", tags or {}, start_ms=None)
+            run_id = found or self._create_run(study, study, "study", tags or {})
         self._parents[study] = run_id
         return run_id
 
@@ -119,15 +119,18 @@ class MlflowStore:
         name: str,
         kind: str,
         tags: Mapping[str, object] | None = None,
-        start_ms: int | None = None,
     ) -> str:
-        """Create a child run of a study, RUNNING since `start_ms` (now), and return its id.
+        """Create a child run of a study, RUNNING, and return its id.
 
         Tags `cityopt.study`, `cityopt.kind` and MLflow's own are set beside the given ones.
         """
         parent = self._parents.get(study) or self.open_parent(study)
         with translate_errors(f"create the run {name!r}"):
-            return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})}, start_ms)
+            return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})})
+
+    def find_or_create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
+        """Return the id of a study's run of this name, which a kill may have left unrecorded, or of a new one."""
+        return self.find_run(study, name) or self.create_run(study, name, kind, tags)
 
     def find_run(self, study: str, name: str) -> str | None:
         """Return the id of a study's newest run of this name, None where there is none."""
@@ -251,10 +254,10 @@ class MlflowStore:
                 raise
             return self._open_experiment(study)
 
-    def _create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object], start_ms: int | None) -> str:
+    def _create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
         own = {"cityopt.study": study, "cityopt.kind": kind, "mlflow.user": _user(), "mlflow.source.name": "cityopt"}
         texts = {key: _shorten(value) for key, value in {**own, **tags}.items()}
-        run = self.client.create_run(self.open_experiment(study), start_ms, texts, name)
+        run = self.client.create_run(self.open_experiment(study), tags=texts, run_name=name)
         self._artifacts[run.info.run_id] = run.info.artifact_uri
         return str(run.info.run_id)
 

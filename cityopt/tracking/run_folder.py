@@ -23,6 +23,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,6 +213,13 @@ def begin_attempt(folder: Path, token: str, pid: int | None = None, started: flo
         left.unlink(missing_ok=True)
     attempt = Attempt(token, pid or os.getpid(), time.time() if started is None else started)
     write_json(folder / ATTEMPT, asdict(attempt))
+
+
+def take_over(folder: Path) -> RunFolder:
+    """Return a run's folder for this process to write to, in an attempt of its own. Earlier attempts are stale then."""
+    token = uuid.uuid4().hex
+    begin_attempt(folder, token)
+    return RunFolder(folder, token)
 
 
 def read_attempt(folder: Path) -> Attempt | None:

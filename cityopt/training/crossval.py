@@ -116,9 +116,7 @@ def _make_group(city: str, frames: Sequence[FrameFacts], task: Task, *, whole: b
 
 
 def _class_bits(fact: FrameFacts, task: Task) -> int:
-    if task == "semantic":
-        return sum(1 << train_id for train_id in fact.train_ids)
-    return sum(1 << index for index, count in enumerate(fact.class_counts) if count)
+    return sum(1 << number for number in fact.list_classes(task))
 
 
 def _check_enough(families: Sequence[Sequence[_Group]], folds: int, num_frames: int, *, blocks: bool) -> None:

@@ -49,8 +49,9 @@ class TrainingData:
     train_hash: str
     """Content hash of the names of the training images: the subset's identity."""
     validation_hash: str
+    train_facts: list[FrameFacts]
     validation_facts: list[FrameFacts]
-    """In the order of the cache."""
+    """Both in the order of their caches."""
     fingerprint: str
 
 
@@ -103,6 +104,7 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
         train_fingerprint=train_survey.fingerprint,
         train_hash=hash_names(fact.name for fact in train),
         validation_hash=hash_names(fact.name for fact in validation),
+        train_facts=train,
         validation_facts=validation,
         fingerprint=survey.fingerprint,
     )

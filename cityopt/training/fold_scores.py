@@ -1,4 +1,4 @@
-"""The scores of a cross-validation: each fold's at the epoch that it keeps, then their mean and spread by metric.
+"""The scores of a cross-validation: mean and spread of the folds' metrics, each fold's at the epoch that it keeps.
 
 `std` is the sample standard deviation (over n - 1): the folds are a sample of how else the images might have been
 divided. A metric that a fold does not have (such as of a class that is neither there nor predicted) is left out of its
@@ -13,8 +13,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cityopt.tracking.run_folder import Record
-
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -24,17 +22,6 @@ class Spread:
     std: float | None
     """Sample standard deviation; None of a single fold."""
     num_folds: int
-
-
-def pick_epoch(records: Sequence[Record], metric: str, direction: str) -> tuple[int, dict[str, float]]:
-    """Return the epoch at which a training's metric was best, the first of equals, and all metrics of that epoch.
-
-    It is the epoch whose checkpoint a training with `keep: best` keeps.
-    """
-    curve = [(record.metrics[metric], record.step) for record in records if metric in record.metrics]
-    sign = -1.0 if direction == "maximize" else 1.0
-    epoch = min(curve, key=lambda point: (sign * point[0], point[1]))[1]
-    return epoch, {name: value for record in records if record.step == epoch for name, value in record.metrics.items()}
 
 
 def summarize_folds(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, Spread]:

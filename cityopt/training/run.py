@@ -127,7 +127,7 @@ class Trainer:
         self.images_per_epoch = min(len(data.train), self.steps_per_epoch * config.training.batch_size)
         self.state = TrainingState()
         self._judge: SemanticEvaluator | None = None
-        self._image_weights = weigh_images(data.train, config.model.task, config.data.repeat_threshold)
+        self._image_weights = weigh_images(data.train_facts, config.model.task, config.data.repeat_threshold)
 
     def start_or_resume(self) -> None:
         """Build model and optimiser, from `last.pt` where there is one, and write down what is being trained."""

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cityopt.data.balance import draw_images, repeat_factors, weigh_images
+from cityopt.data.cityscapes import FrameFacts
+from cityopt.labels import LABELS, THING_LABELS
 
-ROAD, CAR, BUS = 7, 26001, 28001
+ROAD, CAR, BUS = 7, 26, 28
 
 
 def slow_factors(shown: np.ndarray, threshold: float) -> list[float]:
@@ -45,21 +47,17 @@ def test_images_of_one_weight_come_once_in_the_order_of_old() -> None:
     )
 
 
-class Cache:
-    def __init__(self, rasters: list[np.ndarray]) -> None:
-        self.instances = np.array(rasters)
-
-    def __len__(self) -> int:
-        return len(self.instances)
+def show(*labels: int) -> FrameFacts:
+    """Return the facts of an image with an instance of each of some labels, and road around it."""
+    counts = tuple(int(label.id in labels) for label in THING_LABELS)
+    train_ids = sorted(label.train_id for label in LABELS if label.id in (ROAD, *labels))
+    return FrameFacts("image", "train", "aachen", (8, 8), counts, 0, 1, "0", tuple(train_ids))
 
 
 def test_images_of_rare_things_weigh_more_and_nothing_does_when_it_is_off() -> None:
-    empty = np.full((8, 8), ROAD, dtype=np.uint16)
-    plain, rare = empty.copy(), empty.copy()
-    plain[:4, :4] = rare[:4, :4] = CAR
-    rare[4:, 4:] = BUS
-    cache = Cache([plain] * 6 + [rare] + [empty])
-    weights = weigh_images(cache, "instance", 0.5)
+    frames = [show(CAR)] * 6 + [show(CAR, BUS)] + [show()]
+    weights = weigh_images(frames, "instance", 0.5)
     np.testing.assert_allclose(weights, [1.0] * 6 + [math.sqrt(0.5 * 8)] + [1.0])
-    np.testing.assert_array_equal(weigh_images(cache, "instance", 0.0), np.ones(8))
-    assert weigh_images(cache, "semantic", 1.0)[6] == pytest.approx(math.sqrt(8))
+    np.testing.assert_array_equal(weigh_images(frames, "instance", 0.0), np.ones(8))
+    np.testing.assert_array_equal(weigh_images(frames, "semantic", 0.0), np.ones(8))
+    assert weigh_images(frames, "semantic", 1.0)[6] == pytest.approx(math.sqrt(8))

@@ -36,8 +36,19 @@ def test_text_holds_the_matrix_under_the_names() -> None:
     np.testing.assert_array_equal(parse_confusion(text), pixels)
 
 
+EMPTY = format_confusion(np.zeros((19, 20), int))
+
+
 @pytest.mark.parametrize(
-    "text", ["", "truth,road\nroad,1\n", format_confusion(np.zeros((19, 20), int)).replace("0", "x")]
+    "text",
+    [
+        "",
+        "truth,road\nroad,1\n",
+        EMPTY.replace("0", "x"),
+        EMPTY.replace("\n", ",0\n"),
+        EMPTY.replace(",0\n", "\n"),
+        EMPTY.replace("truth,road", "truth,street"),
+    ],
 )
 def test_other_tables_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="confusion matrix must"):

@@ -470,6 +470,13 @@ def test_trial_fails_alone_when_its_weights_do_not_exist_for_its_backbone(bench)
     assert {run.info.status for run in it.runs().values()} == {"FINISHED", "FAILED"}
 
 
+def test_study_stops_when_the_file_that_all_trials_start_from_is_gone(bench, tmp_path):
+    it = bench(trials=2, model={"weights": str(tmp_path / "gone.pt")})
+    with pytest.raises(ConfigError, match="it was config"):
+        it.live(lambda config, attempt: Script((), reason="config"))
+    assert [status.state for status in describe_trials(it.study, live=False)] == ["failed"]
+
+
 CAST = {
     0: Script((0.7,), reason="nan"),
     1: Script((0.8, 0.6)),

@@ -6,8 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from cityopt.tracking.run_folder import Record
-from cityopt.training.fold_scores import name_metrics, pick_epoch, summarize_folds, write_table
+from cityopt.training.fold_scores import name_metrics, summarize_folds, write_table
 
 MIOU, ROAD, LOSS = "val/semantic/miou", "val/semantic/iou/class/road", "train/loss/total"
 
@@ -45,17 +44,6 @@ def test_objective_is_summed_up_when_it_is_no_validation_metric():
     folds = draw_folds(1, 4)
     metrics = name_metrics(summarize_folds(folds, LOSS))
     assert metrics["crossval/train/loss/total/std"] == pytest.approx(np.std([f[LOSS] for f in folds], ddof=1))
-
-
-@pytest.mark.parametrize(("direction", "epoch"), [("maximize", 2), ("minimize", 3)])
-def test_epoch_is_the_first_of_the_best_with_all_of_its_metrics(direction, epoch):
-    values = {1: 0.2, 2: 0.4, 3: 0.1, 4: 0.4, 5: 0.1}
-    records = [Record(step, 0, {MIOU: value, ROAD: step / 10}) for step, value in values.items()]
-    records += [Record(step, 9, {"later": float(step)}) for step in values]  # of a step that was recorded in two parts
-    assert pick_epoch(records, MIOU, direction) == (
-        epoch,
-        {MIOU: values[epoch], ROAD: epoch / 10, "later": float(epoch)},
-    )
 
 
 def test_table_holds_every_fold_when_one_lacks_a_metric():
