@@ -1,5 +1,6 @@
 """What many tests start from: a study's YAML, and a store of `tests/studies/tiny.yaml` made once."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,18 @@ CHROMIUM_OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
+# Tests run side by side: torch's threads, one per core in each of them, would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 TINY = Path(__file__).parent / "studies" / "tiny.yaml"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Give each file's tests to one of pytest's workers, and all that look at the same stories to the same."""
+    for item in items:
+        is_told = "stories" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("stories" if is_told else item.path.stem))
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,18 @@ def test_floors_and_doors_hold_when_imports_are_linted():
     assert "Contracts: " in done.stdout and " 0 broken" in done.stdout
 
 
+def test_coordinator_leaves_torch_to_the_workers():
+    """It would cost each start of a sweep seconds and memory."""
+    code = (
+        "import sys, cityopt.search.sweep\n"
+        "print([name for name in ('torch', 'sklearn', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("module", ["optuna", "mlflow", "typer", "ray"])
 def test_door_is_the_only_place_that_imports_a_library(module):
     """Read from the source, apart from import-linter: also imports inside functions count."""

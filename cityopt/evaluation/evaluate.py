@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cityopt.config import ModelConfig
 from cityopt.data.cache import ImageCache
 from cityopt.data.targets import find_train_ids
-from cityopt.evaluation import coco_ap, semantic
 from cityopt.evaluation.coco_ap import CocoEvaluator
 from cityopt.evaluation.semantic import SemanticEvaluator
 from cityopt.models.masks import Prediction, SemanticMap
@@ -116,13 +114,6 @@ def _load_images(
             yield some, list(images.unbind())
     finally:
         model.train(was_training)
-
-
-def list_metrics(model: ModelConfig) -> list[str]:
-    """Return the names, without prefix, of what `evaluate_model` reports for models of a config."""
-    if model.task == "instance":
-        return coco_ap.metric_names()
-    return [*(f"loss/{name}" for name in (*model.loss.split("+"), "total")), *semantic.metric_names()]
 
 
 def choose_batch_size(size: tuple[int, int]) -> int:

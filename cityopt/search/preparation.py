@@ -1,5 +1,6 @@
 """What a study needs before its first trial: a dataset, its subset and holdout, their caches, its anchors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,18 @@ class PreparedStudy:
 
 
 def prepare_study(
-    config: StudyConfig, store: Path, *, data: str | None, observer: Observer, decode: bool = True
+    config: StudyConfig,
+    store: Path,
+    *,
+    data: str | None,
+    observer: Observer,
+    decode: bool = True,
+    fitted: Mapping[str, Any] | None = None,
 ) -> PreparedStudy:
     """Find or make the dataset, pick the images, decode them once and fit the anchors.
 
-    Without `decode` the images of a semantic model, which needs no anchors, are left to whoever trains.
+    `fitted` is the report of the anchors that the study has already. Without `decode` the images of a semantic model,
+    which needs no anchors, are left to whoever trains.
 
     Raises DataError: no dataset, or a broken one.
     """
@@ -62,7 +70,10 @@ def prepare_study(
     report: dict[str, Any] = {}
     if decode or config.model.task == "instance":
         images = [_open_images(survey, facts, config, cache, observer) for facts in (subset, holdout)]
-        report = _fit_anchors(config, *images) if config.model.task == "instance" else {}
+        if fitted is not None:
+            report = dict(fitted)
+        elif config.model.task == "instance":
+            report = _fit_anchors(config, *images)
     names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
     return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
 

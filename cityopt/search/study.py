@@ -61,13 +61,17 @@ def name_cause(error: BaseException) -> str:
     return str(error)
 
 
+def find_facts(storage: RDBStorage, name: str) -> StudyFacts | None:
+    """Return what a study fixed when it began, None for one that has not begun."""
+    return load_stored_study(storage, name)[2] if is_begun(storage, name) else None
+
+
 def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) -> int:
     """Return the CPU threads of each training: as fixed when the study began, else a worker's share of the cores."""
     if config.threads is not None:
         return config.threads
-    if is_begun(storage, config.name):
-        return load_stored_study(storage, config.name)[2].threads
-    return max(1, count_cores() // num_workers)
+    facts = find_facts(storage, config.name)
+    return facts.threads if facts else max(1, count_cores() // num_workers)
 
 
 def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> tuple[optuna.Study, StudyFacts]:

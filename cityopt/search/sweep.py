@@ -21,7 +21,7 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
-from cityopt.search.study import find_threads, lock_study, open_storage, open_study, refuse_other_settings
+from cityopt.search.study import find_facts, find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.search.tags import describe_data
 from cityopt.store import describe_option, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
@@ -74,7 +74,9 @@ def run_sweep(
         threads = find_threads(storage, config, num_workers=1)
         with open_executor(folder, config.name, threads=threads, device=device) as executor:
             fetch_weights(config, observer)
-            prepared = prepare_study(config, folder, data=data, observer=observer)
+            begun = find_facts(storage, config.name)
+            fitted = begun.anchors if begun else None
+            prepared = prepare_study(config, folder, data=data, observer=observer, fitted=fitted)
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads, weights))
             announce_anchors(facts, observer)
             mlflow = PatientStore(folder, on_wait=observer.say)

@@ -206,8 +206,9 @@ class Shipper:
     def _ship(self, run: _Watched) -> bool:
         """Send what is new and say whether the run is whole.
 
-        The end is read first: all that a run records is there before it.
+        The end is read first: all that a run records is there before it. One that comes meanwhile is for the next pass.
         """
+        had_ended = run.ended
         ending = read_json(run.folder / ENDING)
         self._ship_records(run, ending["tags"] if ending else {})
         files = {path.relative_to(run.folder / ARTIFACTS).as_posix(): path for path in _list_artifacts(run.folder)}
@@ -216,7 +217,7 @@ class Shipper:
         self._ship_files(run, files)
         if ending:
             self._store.finish_run(run.run_id, ending["status"], end_ms=ending["end_ms"])
-        elif run.ended:
+        elif had_ended and run.ended:
             raise StoreError(f"{run.folder / ENDING} must be there until MLflow has the run, but it is gone.")
         return ending is not None
 

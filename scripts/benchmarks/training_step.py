@@ -10,7 +10,7 @@ On a CPU the demo's model is measured, on CUDA the `maskrcnn` study's from rando
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cityopt.models.build import build_model
 from cityopt.models.segmentation_model import SegmentationModel
 from cityopt.models.weights import find_norm
 from cityopt.runtime import repeatable, seed_everything
-from cityopt.settings import replace_section
+from cityopt.settings import replace_section, replace_settings
 from cityopt.study_file import load_study
 from cityopt.training.loop import choose_precision, move_batch, train_epoch
 from cityopt.training.optim import build_optimizer
@@ -76,9 +76,9 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare_setup(name: str, device: torch.device, num_steps: int) -> Setup:
+def prepare_setup(name: str, device: torch.device, num_steps: int, changes: Mapping[str, Any] | None = None) -> Setup:
     """Return a study's setting, from random weights, with batches of synthetic scenes in memory."""
-    study = load_study(str(SWEEPS / f"{name}.yaml"))
+    study = replace_settings(load_study(str(SWEEPS / f"{name}.yaml")), changes or {})
     model = replace_section(study.model, weights="none", anchors="default", freeze_depth=0)
     training = replace_section(study.training, clip_norm=None, learning_rate=1e-6)
     num_train = num_steps * training.batch_size

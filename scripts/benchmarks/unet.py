@@ -30,18 +30,18 @@ from cityopt.study_file import load_study
 from cityopt.training.loop import train_epoch
 from cityopt.training.optim import build_optimizer
 
-FULL = (1024, 2048)
+SMALL = {"data.size": [64, 128], "model.start_channels": 8, "training.batch_size": 4}
 
 
 def bench_unet(*, quick: bool) -> list[Row]:
-    """Measure step, input and labels."""
+    """Measure step, input and labels; quick: a small network and small images."""
     device = choose_device()
-    setup = prepare_setup("unet", device, 1 if quick else 2)
+    setup = prepare_setup("unet", device, 1, SMALL) if quick else prepare_setup("unet", device, 2)
     where = f"{setup.training.batch_size} x {setup.size[1]} x {setup.size[0]}, {torch.get_num_threads()} threads"
     return [
         _bench_step(setup, where, rounds=1 if quick else 7),
         _bench_input(setup, where, num_images=8 if quick else 32),
-        _bench_labels(num_images=4 if quick else 12, rounds=1 if quick else 5),
+        _bench_labels(4, (256, 512), rounds=1) if quick else _bench_labels(12, (1024, 2048), rounds=5),
     ]
 
 
@@ -87,9 +87,9 @@ def _bench_input(setup: Setup, where: str, *, num_images: int) -> Row:
     return Row("unet-input", 100 * waited.seconds / total, 100.0, text, Bound("ours", "<=", 2))
 
 
-def _bench_labels(*, num_images: int, rounds: int) -> Row:
+def _bench_labels(num_images: int, size: tuple[int, int], *, rounds: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        cache = _open_scenes(Path(folder), num_images, FULL)
+        cache = _open_scenes(Path(folder), num_images, size)
         frames = index_split(Path(folder) / "scenes", "train")
         pngs = [Path(folder) / f"{frame.name}_labelTrainIds.png" for frame in frames]
 
@@ -103,7 +103,9 @@ def _bench_labels(*, num_images: int, rounds: int) -> Row:
         seconds = alternate({"ours": read, "official": draw}, rounds=rounds)
         for label_map, png in zip(read(), pngs, strict=True):
             np.testing.assert_array_equal(label_map, np.asarray(Image.open(png)))
-    text = "label maps/s at 2048 x 1024; peer: createTrainIdLabelImgs' json2labelImg, JSON to PNG; equal maps"
+    text = (
+        f"label maps/s at {size[1]} x {size[0]}; peer: createTrainIdLabelImgs' json2labelImg, JSON to PNG; equal maps"
+    )
     per_s = {name: len(frames) / value for name, value in seconds.items()}
     return Row("unet-labels", per_s["ours"], per_s["official"], text, Bound("ratio", ">=", 10))
 

@@ -29,12 +29,13 @@ from cityopt.settings import replace_section
 from cityopt.study_file import load_study
 
 DETECTIONS = 100
+NARROW = {"fpn_channels": 32, "box_head_channels": 64, "mask_head_channels": 32, "mask_head_layers": 1}
 SIDES = ("network", "ours", "peer")
 SWEEP = Path(__file__).parents[2] / "sweeps" / "maskrcnn.yaml"
 
 
 def bench_validation_memory(*, quick: bool) -> list[Row]:
-    """Measure each side in a process of its own; quick: a smaller backbone and one image of 720 x 360."""
+    """Measure each side in a process of its own; quick: a small network and one image of 720 x 360."""
     backbone, num_images, height = ("resnet18", 1, 360) if quick else ("resnet50", 4, 1024)
     peaks = {side: run_side(side, backbone, num_images, height) for side in SIDES}
     rows = []
@@ -65,8 +66,9 @@ def main() -> None:
     side, backbone, num_images, height = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     seed_everything(0)
     study = load_study(str(SWEEP))
+    widths = NARROW if backbone == "resnet18" else {}
     config = replace_section(
-        study.model, backbone=backbone, weights="none", anchors="default", freeze_depth=0, score_threshold=0.0
+        study.model, backbone=backbone, weights="none", anchors="default", freeze_depth=0, score_threshold=0.0, **widths
     )
     model = MaskRCNN(config, norm="frozen")  # as with pretrained weights, which would be a download
     run = {"network": run_network, "ours": run_ours, "peer": run_peer}[side]

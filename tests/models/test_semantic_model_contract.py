@@ -137,14 +137,17 @@ def test_training_learns_two_classes(config: ModelConfig) -> None:
     images, targets = draw_batch((64, 96), (64, 96))
     model = build(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        sum(model.loss(images, targets).values()).backward()
-        optimizer.step()
-    (found,) = model.predict(images[:1])
     truth = np.where(targets[0]["label_map"] == 10, 23, 7)  # sky and road as raw ids
     known = targets[0]["label_map"].numpy() != 255
-    assert (found.label_ids == truth)[known].mean() > 0.95
+    accuracy, steps = 0.0, 0
+    while accuracy < 0.95 and steps < 60:
+        for _ in range(10):
+            optimizer.zero_grad()
+            sum(model.loss(images, targets).values()).backward()
+            optimizer.step()
+        (found,) = model.predict(images[:1])
+        accuracy, steps = (found.label_ids == truth)[known].mean(), steps + 10
+    assert accuracy > 0.95
 
 
 @pytest.mark.parametrize(("channels", "depth", "count"), [(8, 3, 121_691), (16, 4, 1_944_355), (16, 5, 7_781_923)])

@@ -32,6 +32,14 @@ def test_study_gets_disjoint_cities_and_repeats_itself_when_prepared(template_st
     assert nested.subset_hash != first.subset_hash and nested.fingerprint == first.fingerprint
 
 
+def test_anchors_are_not_fitted_again_when_the_study_has_them(template_store, monkeypatch):
+    study = load_study(str(TINY))
+    first = prepare_study(study, template_store, data=None, observer=Observer())
+    monkeypatch.setattr("cityopt.search.preparation.choose_anchors", None)
+    kept = prepare_study(study, template_store, data=None, observer=Observer(), fitted=first.anchor_report)
+    assert kept == first
+
+
 def test_images_of_a_semantic_study_are_left_alone_when_nobody_trains_on_them_yet(tiny_store):
     study = replace_settings(load_study(str(TINY.with_name("tiny_unet.yaml"))), {"data.size": [32, 64]})
     caches = [

@@ -188,6 +188,25 @@ def test_shipper_catches_up_when_mlflow_was_away(
     run.check_whole()
 
 
+def test_end_is_no_failure_when_it_comes_in_the_middle_of_a_pass(
+    mlflow_store: MlflowStore, run: MirroredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.record(range(1, NUM_EPOCHS + 1))
+    shipper = Shipper(mlflow_store, interval_s=3.0)  # a failure would be tried again after two of these
+    log = mlflow_store.log
+
+    def log_and_end(*args: Any, **kwargs: Any) -> None:
+        log(*args, **kwargs)
+        monkeypatch.setattr(mlflow_store, "log", log)
+        end(shipper, run)
+
+    monkeypatch.setattr(mlflow_store, "log", log_and_end)
+    shipper.watch(run.run_id, run.folder)
+    wait_for(shipper, lambda: (run.folder / "ending.json").exists())
+    assert shipper.drain(1) and shipper.close()
+    run.check_whole()
+
+
 def test_catch_up_leaves_a_run_running_when_it_has_not_ended(shipper: Shipper, run: MirroredRun) -> None:
     run.record(range(1, NUM_EPOCHS + 1))
     shipper.catch_up(run.study)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def fetch(address: str) -> bytes:
         return bytes(response.read())
 
 
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """As in a terminal: pytest's own workers, like jobs in the background, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_ui_ends_all_its_processes_when_a_signal_comes(
     tmp_path: Path, child_pid: Path, number: signal.Signals
