@@ -24,16 +24,21 @@ CHROMIUM_OPTIONS = (
 )
 # Tests run side by side: torch's threads, one per core in each of them, would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+STORIES = ("test_sweeps.py", "test_promotions.py", "test_mlflow_in_browser.py")
 TINY = Path(__file__).parent / "studies" / "tiny.yaml"
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Give each file's tests to one of pytest's workers, and all that look at the same stories to the same."""
-    for item in items:
-        is_told = "stories" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("stories" if is_told else item.path.stem))
-    yield
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file's tests to one of pytest's workers, and the files that look at the same stories to the same."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class StoryScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path: str = super()._split_scope(nodeid)
+            return "stories" if Path(path).name in STORIES else path
+
+    return StoryScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
