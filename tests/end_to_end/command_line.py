@@ -1,19 +1,23 @@
 """The `cityopt` command as a user runs it, in a process of its own, and what it leaves in a store."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from cityopt import cli
 from cityopt.search.executors.local import read_start_time
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import read_attempt
@@ -46,6 +50,20 @@ def run(*arguments: object, cwd: Path | None = None) -> Answer:
         timeout=PATIENCE_S,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(*arguments: object) -> Answer:
+    """Run a command to its end in this process, which has imported what it needs: seconds less. Workers are spawned."""
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["cityopt", *map(str, arguments)])
+        patch.setenv("COLUMNS", ENVIRONMENT["COLUMNS"])
+        patch.delenv("CITYSCAPES_DATASET", raising=False)
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Answer(code, output.getvalue(), errors.getvalue())
 
 
 def sweep(store: Path, *options: object) -> Answer:

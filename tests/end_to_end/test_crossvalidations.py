@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import find_worker, kill, read_curves, read_runs, run, run_until, wait_for_death
+from command_line import find_worker, kill, read_curves, read_runs, run_here, run_until, wait_for_death
 
 from cityopt.tracking.mlflow_registry import find_champion
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -32,7 +32,7 @@ def crossed(template_store, tmp_path_factory):
     killed = run_until("crossval-0001-fold-2 epoch 1/3", kill_both, *crossval)
     assert killed.code == -9
     before = read_curves(store, "crossval-0001-fold-1", "tiny_unet")
-    return store, before, run(*crossval, "--workers", 2)
+    return store, before, run_here(*crossval, "--workers", 2)
 
 
 def test_killed_cross_validation_goes_on_in_its_fold(crossed):

@@ -16,6 +16,7 @@ from command_line import (
     read_runs,
     read_trials,
     run,
+    run_here,
     run_until,
     wait_for_death,
 )
@@ -35,7 +36,7 @@ def promoted(stories):
     """The calm study, promoted twice."""
     store = stories("calm").store
     promote = ("promote", "--study", STUDY, "--store", store, "--device", "cpu")
-    return store, [run(*promote) for _ in range(2)]
+    return store, [run_here(*promote) for _ in range(2)]
 
 
 def test_best_trial_becomes_champion_when_first_promoted(promoted):
@@ -124,7 +125,7 @@ def test_reference_resolves_to_the_checkpoint_file_when_promoted(promoted):
 
 def test_champion_gets_the_numbers_of_its_promotion_when_evaluated_at_the_size_of_its_training(promoted, tmp_path):
     store, _ = promoted
-    answer = run(
+    answer = run_here(
         *("evaluate", "--model", "models:/cityopt-tiny@champion", "--store", store, "--device", "cpu", "--json"),
         *("--export", tmp_path / "out"),
     )
@@ -176,7 +177,7 @@ def test_promotion_goes_on_from_its_checkpoint_when_killed_or_interrupted(storie
 
 def test_sweep_goes_on_when_a_promotion_was_in_between(promoted):
     store, _ = promoted
-    answer = run("sweep", "--study", STUDY, "--store", store, "--device", "cpu", "--trials", 5)
+    answer = run_here("sweep", "--study", STUDY, "--store", store, "--device", "cpu", "--trials", 5)
     assert answer.code == 0 and "begins" not in answer.output  # all five were there
     assert {found.info.status for found in read_runs(store).values()} <= {"FINISHED", "KILLED"}
     assert read_runs(store)["promotion-0001"].info.status == "FINISHED"

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import read_curves, read_runs, read_trials, run
+from command_line import read_curves, read_runs, read_trials, run_here
 from official_scripts import score_classes
 
 from cityopt.data.roots import make_scenes
@@ -20,7 +20,7 @@ def store(template_store, tmp_path_factory):
     """A store with the study swept and promoted."""
     folder = shutil.copytree(template_store, tmp_path_factory.mktemp("semantic") / "store")
     for verb in ("sweep", "promote"):
-        answer = run(verb, "--study", STUDY, "--store", folder, "--device", "cpu")
+        answer = run_here(verb, "--study", STUDY, "--store", folder, "--device", "cpu")
         assert answer.code == 0, answer
     return folder
 
@@ -52,7 +52,7 @@ def test_trial_and_promoted_model_are_compared_on_the_same_images(store):
 
 
 def test_exported_maps_score_the_same_under_the_official_script_when_evaluated(store, tmp_path):
-    answer = run(
+    answer = run_here(
         *("evaluate", "--model", "models:/cityopt-tiny_unet@champion", "--store", store, "--device", "cpu", "--json"),
         *("--export", tmp_path / "out"),
     )
@@ -68,7 +68,7 @@ def test_exported_maps_score_the_same_under_the_official_script_when_evaluated(s
 
 
 def test_instance_protocols_are_refused_when_the_model_is_semantic(store):
-    answer = run(
+    answer = run_here(
         *("evaluate", "--model", "models:/cityopt-tiny_unet@champion", "--store", store, "--device", "cpu"),
         *("--protocol", "cityscapes"),
     )
