@@ -15,7 +15,7 @@ from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
 from cityopt.image_set import ImageSet
 from cityopt.promotion import SEARCHED_DATA, PromotionConfig, StageConfig, check_promoted
-from cityopt.settings import Section, check_settings, name_nearest, replace_settings
+from cityopt.settings import STUDY_NAME, Section, check_settings, name_nearest, replace_settings
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -244,7 +244,7 @@ class SearchConfig(Section):
 class StudyConfig(Section):
     """One study, as its YAML says."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     threads: PositiveInt | None = None
     """CPU threads of a training; null divides the cores among the workers. Part of the study: scores depend on it."""
@@ -318,7 +318,9 @@ def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyCon
 
 
 def _check_warmup(study: StudyConfig) -> None:
-    epochs, min_epochs = study.training.warmup_fraction * study.training.epochs, study.search.pruner.min_epochs
+    searched = study.search.space.get("training.warmup_fraction")
+    fractions = searched.examples() if searched else (study.training.warmup_fraction,)
+    epochs, min_epochs = max(map(float, fractions)) * study.training.epochs, study.search.pruner.min_epochs
     if min_epochs <= epochs:
         raise ValueError(
             "`search.pruner.min_epochs` must lie beyond the warm-up (training.warmup_fraction x training.epochs = "
@@ -345,6 +347,10 @@ def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None
         )
     for value in dimension.examples():
         check_settings(study, "search.space", {key: value})
+    if key == "model.family":
+        tasks = {study.model.model_copy(update={"family": family}).task for family in dimension.examples()}
+        if tasks != {study.model.task}:
+            raise ValueError("`search.space.model.family` must hold families of one task: trials share an objective")
     space = study.search.space
     for other, value in dimension.when.items():
         if other not in space or other == key:

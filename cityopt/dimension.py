@@ -38,8 +38,8 @@ class Dimension(Section):
             raise ValueError(f"`low > 0` must hold with `log: true`, but got low={self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("`log: true` and `step` exclude each other")
-        if self.type == "int" and any(v is not None and v != int(v) for v in (self.low, self.high, self.step)):
-            raise ValueError("`type: int` takes whole numbers for low, high and step")
+        if self.type == "int" and not all(v is None or _is_whole(v) for v in (self.low, self.high, self.step)):
+            raise ValueError("`type: int` takes whole numbers of at most 2**53 for low, high and step")
         return self
 
     def examples(self) -> tuple[Scalar, ...]:
@@ -63,6 +63,10 @@ class Dimension(Section):
             return False
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < _OFF_GRID
+
+
+def _is_whole(value: float) -> bool:
+    return abs(value) <= 2**53 and value == int(value)
 
 
 def check_conditions(space: Mapping[str, Dimension]) -> None:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cityopt.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a study may be called: its name is that of files, an experiment and a registered model."""
 _TRAINING_SECTIONS = ("data", "model", "training")
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
-from cityopt.settings import name_nearest, set_in_tree, validate
+from cityopt.settings import STUDY_NAME, name_nearest, set_in_tree, validate
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,10 +72,16 @@ def find_study(source: str) -> Path:
 
 
 def name_study(source: str, name: str | None = None) -> str:
-    """Return a stored study's name: `name`, else what `source` says; it need not have a YAML any more."""
-    if name is not None:
-        return name
-    return load_study(source).name if source.endswith((".yaml", ".yml")) or "/" in source else source
+    """Return a stored study's name: `name`, else what `source` says; it need not have a YAML any more.
+
+    Raises ConfigError: no study can have this name.
+    """
+    if name is None and (source.endswith((".yaml", ".yml")) or "/" in source):
+        return load_study(source).name
+    found = source if name is None else name
+    if not re.fullmatch(STUDY_NAME, found):
+        raise ConfigError(f"a study's name has up to 64 letters, digits, `.`, `_` and `-`, but got {found!r}.")
+    return found
 
 
 def sweeps_folder() -> Path:

@@ -178,6 +178,10 @@ def test_pruning_is_refused_when_it_could_begin_before_the_warm_up_is_over(write
 
 
 def test_pruning_is_taken_when_it_begins_beyond_the_warm_up(write_study):
+    searched = {"training.warmup_fraction": {"type": "float", "low": 0.0, "high": 0.5}}
+    content = {"training": {"epochs": 12}, "search": {"pruner": {"min_epochs": 4}, "space": searched}}
+    with pytest.raises(ConfigError, match="= 6\\), where no score means anything"):
+        load_study(write_study(content))
     content = {"training": {"epochs": 12, "warmup_fraction": 0.25}, "search": {"pruner": {"min_epochs": 4}}}
     assert load_study(write_study(content)).search.pruner.min_epochs == 4
 
@@ -210,3 +214,17 @@ def test_poolings_are_refused_when_they_leave_nothing_of_the_image(write_study):
     }
     with pytest.raises(ConfigError, match=r"`model.depth` must be at most 6.*may be 7"):
         load_study(write_study(content))
+
+
+def test_families_of_different_tasks_are_refused_in_one_space(write_study):
+    space = {"model.family": {"type": "categorical", "choices": ["mask_rcnn", "semantic_fpn"]}}
+    with pytest.raises(ConfigError, match="must hold families of one task"):
+        load_study(write_study({"search": {"space": space}}))
+    space["model.family"]["choices"] = ["mask_rcnn", "point_rend"]
+    assert load_study(write_study({"search": {"space": space}})).search.space["model.family"].choices
+
+
+def test_whole_numbers_are_refused_when_they_are_too_large_to_be_counted(write_study):
+    space = {"model.freeze_depth": {"type": "int", "low": 0, "high": 1e300}}
+    with pytest.raises(ConfigError, match=r"whole numbers of at most 2\*\*53"):
+        load_study(write_study({"search": {"space": space}}))

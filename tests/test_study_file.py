@@ -5,7 +5,7 @@ import yaml
 
 from cityopt import config
 from cityopt.errors import ConfigError
-from cityopt.study_file import find_study, load_study, parse_setting, sweeps_folder
+from cityopt.study_file import find_study, load_study, name_study, parse_setting, sweeps_folder
 
 RATE = "training.learning_rate"
 DEPTH = {"model.freeze_depth": {"type": "int", "low": 0, "high": 5}}
@@ -163,3 +163,9 @@ def test_maskrcnn_starts_with_detectron2s_recipe():
     assert (decays.low, decays.high, decays.log) == (1e-6, 1e-2, True)
     assert study.search.space["model.freeze_depth"].examples() == (0, 1, 2, 3, 4, 5)
     assert study.data.num_images == 372 and study.model.anchors == "kmeans"
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../up", "-x", "a" * 65])
+def test_name_that_no_study_can_have_is_refused(name):
+    with pytest.raises(ConfigError, match="a study's name has up to 64 letters"):
+        name_study("demo", name)

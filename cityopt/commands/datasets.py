@@ -22,12 +22,12 @@ def data_check(data: DataOption = None, as_json: JsonOption = False) -> None:
     Example: cityopt data check --data /data/cityscapes
     """
     from cityopt.data.check import check_dataset
-    from cityopt.data.roots import choose_root
+    from cityopt.data.roots import choose_folder
     from cityopt.report.tables import print_check
     from cityopt.report.terminal import open_observer
 
     console = open_console(quiet=as_json)
-    root = Path(choose_root(data, None))
+    root = choose_folder(data)
     with open_observer(console) as observer:
         found = check_dataset(root, observer.reporter("reading every file"))
     show(as_json, found, lambda: print_check(console, found))

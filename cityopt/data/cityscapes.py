@@ -38,7 +38,7 @@ IMAGE_FOLDER = "leftImg8bit"
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_FOLDERS: dict[Labels, str] = {"fine": "gtFine", "coarse": "gtCoarse"}
 RASTER_RULE = "0 … 33, or 1000 · id + number for a class with instances"
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is truncated or no PNG."""
 
 _MEMO_VERSION = 2
@@ -279,7 +279,7 @@ def _read_raster(source: Path | io.BytesIO, path: Path) -> NDArray[np.uint16]:
 
 def _scan_frame(frame: Frame) -> FrameFacts:
     size = read_size(frame.image)
-    with frame.image.open("rb") as file:
+    with _naming(frame.image), frame.image.open("rb") as file:
         num_bytes = file.seek(0, os.SEEK_END)
         file.seek(max(0, num_bytes - 64))
         whole = b"IEND" in file.read()
@@ -288,7 +288,8 @@ def _scan_frame(frame: Frame) -> FrameFacts:
     ids: list[int] = []
     sha = None
     if frame.instance_ids is not None:
-        content = frame.instance_ids.read_bytes()
+        with _naming(frame.instance_ids):
+            content = frame.instance_ids.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         raster = _read_raster(io.BytesIO(content), frame.instance_ids)
         check_same_size(frame.image, size, frame.instance_ids, raster.shape)
@@ -303,7 +304,8 @@ def _memo_key(frame: Frame) -> str:
     parts = []
     for path in (frame.image, frame.instance_ids):
         if path is not None:
-            status = path.stat()
+            with _naming(path):
+                status = path.stat()
             parts.append(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}")
     return "|".join(parts)
 

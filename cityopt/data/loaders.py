@@ -20,7 +20,7 @@ from cityopt.data.augment import augment_sample
 from cityopt.data.balance import draw_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.targets import find_instances, find_train_ids
-from cityopt.runtime import derive_seed
+from cityopt.runtime import derive_seed, die_with_parent
 
 Target = dict[str, Tensor]
 """Of instances: `boxes_xyxy` (N, 4) float32 pixels, `classes` (N,) int64 in 1 … 8, `instance_map` (H, W) int32:
@@ -73,10 +73,16 @@ def build_loader(
         _Samples(cache, data, seed, epoch, train, task),
         batch_sampler=batches,
         num_workers=data.num_workers,
+        worker_init_fn=_follow_training,
         collate_fn=_collate_samples,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else each epoch would draw from torch's global generator
     )
+
+
+def _follow_training(_: int) -> None:
+    """Let a loader's process end with the training: a killed one cannot end it."""
+    die_with_parent()
 
 
 _Sample = tuple[Tensor, Target, int]

@@ -37,6 +37,16 @@ def choose_root(option: str | None, configured: str | None) -> str:
     return root if root == SYNTHETIC else str(Path(root).expanduser().absolute())
 
 
+def choose_folder(option: str | None) -> Path:
+    """Return the folder of a dataset whose files are looked at as they are. Raises DataError: none, or `synthetic`."""
+    root = choose_root(option, None)
+    if root == SYNTHETIC:
+        raise DataError(
+            "`--data synthetic` is for studies. Write scenes with: cityopt data synth OUT; give --data OUT."
+        )
+    return Path(root)
+
+
 def make_scenes(config: SyntheticConfig, cache: Path, on_count: Progress | None = None) -> Path:
     """Return the root of synthetic scenes, made once, by one process at a time."""
     text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}" + " coarse" * config.coarse

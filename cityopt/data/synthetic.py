@@ -61,7 +61,7 @@ class _Shot:
 def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of a text such as `256x512`. Raises ConfigError."""
     height, x, width = text.partition("x")
-    if not (x and height.isdigit() and width.isdigit()):
+    if not (x and height.isdecimal() and width.isdecimal()):
         raise ConfigError(f"`--size` must be HEIGHTxWIDTH in pixels, such as 256x512, but got {text!r}.")
     return int(height), int(width)
 

@@ -20,7 +20,6 @@ from cityopt.labels import LABELS, MIN_INSTANCE_PX, THING_LABELS, THING_NAMES
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 
-"""Objects below this area neither count nor are missed in Cityscapes' instance AP."""
 COCO_SMALL_PX = int(SIZE_BINS["small"][1])
 COCO_MEDIUM_PX = int(SIZE_BINS["medium"][1])
 AREA_BINS, RATIO_BINS = 2, 8

@@ -13,7 +13,7 @@ from typing import Any
 
 from cityopt.config import DEFAULT_ANCHORS, StudyConfig
 from cityopt.data.anchors import NamedAnchors, name_adopted
-from cityopt.data.roots import choose_root
+from cityopt.data.roots import choose_folder
 from cityopt.data.statistics import DataStatistics, measure_dataset
 from cityopt.data.tallies import (
     OBJECT_COLUMNS,
@@ -83,7 +83,7 @@ def report_dataset(
     """
     check_report_folder(out)
     if config is None:
-        root = Path(choose_root(data, None))
+        root = choose_folder(data)
         anchors = NamedAnchors(DEFAULT_ANCHORS, "torchvision's default anchors", None)
     else:
         prepared = prepare_study(config, open_store(store), data=data, observer=observer)

@@ -112,6 +112,8 @@ def build_command(findings: Findings) -> str:
     words += ["--trials", str(max(config.search.trials, len(findings.trials)))]
     if config.data.root != SYNTHETIC:
         words += ["--data", findings.facts.root]
+    if config.threads is None:  # scores on a CPU depend on them
+        words += ["--set", f"threads={findings.facts.threads}"]
     return shlex.join([*words, "--store", f"{config.name}-again"])
 
 

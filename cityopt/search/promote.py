@@ -37,7 +37,7 @@ from cityopt.store import find_store, open_store
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import BEST, Status, read_status
+from cityopt.tracking.run_folder import BEST, LAST, Status, read_status
 
 PROMOTIONS = "cityopt:promotions"
 
@@ -183,6 +183,7 @@ class Promoter:
         for run in (*entry.get("stages", []), entry):
             if "run_id" in run and read_status(run_folder(self.store, run["run_id"])) is None:
                 self.training.shipper.end(run["run_id"], "KILLED", {"cityopt.state": "superseded"})
+                (run_folder(self.store, run["run_id"]) / LAST).unlink(missing_ok=True)
 
     def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
         all_tags = describe_dataset(self.facts) | describe_run(run) | dict(tags)

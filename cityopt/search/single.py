@@ -152,6 +152,7 @@ class SingleTraining:
             status = Status("failed", error.reason, str(error))
             if error.reason == "nan":  # it would come again; after any other reason the same command goes on
                 write_status(folder, status)
+                (folder / LAST).unlink(missing_ok=True)
             end_shipping(self.shipper, run_id, status)
             return
         self.executor.close()

@@ -42,7 +42,8 @@ def open_storage(store: Path) -> RDBStorage:
     """
     path = store / "optuna.db"
     try:
-        storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        with _making_tables(path):
+            storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
         sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
         storage.engine.dispose()
         storage.get_all_studies()
@@ -52,6 +53,14 @@ def open_storage(store: Path) -> RDBStorage:
             "Restore the file, or give another store with --store DIR."
         ) from error
     return storage
+
+
+@contextmanager
+def _making_tables(path: Path) -> Iterator[None]:
+    """Let one process at a time make a new database's tables."""
+    with path.with_suffix(".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def name_cause(error: BaseException) -> str:

@@ -248,7 +248,7 @@ class MlflowStore:
 
         location = (self.store / "artifacts" / study).as_uri() if self.is_embedded else None
         try:
-            return str(self.client.create_experiment(study, location))
+            return str(self.client.create_experiment(study, location, _EXPERIMENT_TAGS))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
                 raise

@@ -11,6 +11,14 @@ import torch
 from cityopt.errors import TrainingError
 from cityopt.tracking.run_folder import FULL
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch says in a plain RuntimeError where memory ran out beside its own CUDA allocator."""
+
 
 @contextmanager
 def naming_failures(advice: str) -> Iterator[None]:
@@ -23,7 +31,7 @@ def naming_failures(advice: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _name_memory(advice, error) from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        if not any(text in str(error) for text in _OUT_OF_MEMORY):
             raise
         raise _name_memory(advice, error) from error
     except OSError as error:

@@ -250,6 +250,17 @@ def test_scan_frames_names_the_image_when_it_is_truncated(tmp_path: Path) -> Non
         scan_frames(frames, tmp_path / "memo.json")
 
 
+@pytest.mark.parametrize("what", ["image", "instance_ids"])
+def test_scan_frames_names_a_file_that_is_gone(tmp_path: Path, what: str) -> None:
+    write_frame(tmp_path, "train", "ulm", 0)
+    frames = index_split(tmp_path, "train")
+    path = getattr(frames[0], what)
+    path.unlink()
+    path.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=rf"{path.name} must be a whole PNG, but cannot be read"):
+        scan_frames(frames, tmp_path / "memo.json")
+
+
 def test_scan_frames_ends_with_a_whole_memo_when_processes_scan_at_once(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data", {"train": {"ulm": 12}})
     code = (

@@ -267,7 +267,10 @@ def test_settings_in_the_page_make_the_same_study(promoted, tmp_path):
     path.write_text(write_settings(findings), encoding="utf-8")
     assert load_study(str(path)) == findings.config
     command = build_command(findings)
-    assert command == "cityopt sweep --study ./streets.yaml --trials 8 --data /data/streets --store streets-again"
+    assert (
+        command
+        == "cityopt sweep --study ./streets.yaml --trials 8 --data /data/streets --set threads=2 --store streets-again"
+    )
     assert command in page.sections["repeat"].text and write_settings(findings) in page.sections["repeat"].text
 
 
@@ -280,7 +283,7 @@ def test_page_has_no_anchors_when_the_model_has_none(promoted):
 def test_command_names_a_shipped_study_when_the_settings_are_its_own(tmp_path):
     config = make_study(tmp_path, [Fate(grow(0.2))])
     findings = replace(read_findings(tmp_path, config.name), config=load_study("demo"))
-    assert build_command(findings) == "cityopt sweep --study demo --trials 6 --store demo-again"
+    assert build_command(findings) == "cityopt sweep --study demo --trials 6 --set threads=2 --store demo-again"
 
 
 @pytest.mark.parametrize(

@@ -536,7 +536,6 @@ def test_study_is_as_if_nothing_happened_when_killed_at_any_write(bench, every_w
 def test_settings_are_those_of_a_study_without_kills_when_a_trial_dies_between_them(bench):
     """The same, read from the settings alone: a trial keeps number, seed and settings across its lives."""
     it = bench(**SPEC)
-    life = Life()
     seen = {}
 
     def play(config, attempt):
@@ -548,4 +547,5 @@ def test_settings_are_those_of_a_study_without_kills_when_a_trial_dies_between_t
         it.live(play, life=life)
     it.live(play)
     assert [len(set(values)) for values in seen.values()] == [1] * 3
+    assert max(len(values) for values in seen.values()) == 2, "the kill must come while a trial is trained"
     assert [values[0][1] for values in seen.values()] == [trial.params[RATE] for trial in it.study.trials]

@@ -187,3 +187,11 @@ def test_study_is_swept_all_the_same_when_somebody_looks_at_the_lock_just_then(t
         threading.Timer(0.2, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
         with lock_study(tmp_path, "small"):
             assert is_swept(tmp_path, "small")
+
+
+def test_database_is_made_once_when_processes_come_at_the_same_time(tmp_path):
+    code = "import sys, pathlib\nfrom cityopt.search.study import open_storage\nopen_storage(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    several = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=120)[1] for process in several] == [""] * 3
+    assert [process.returncode for process in several] == [0] * 3

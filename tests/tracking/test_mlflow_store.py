@@ -151,3 +151,5 @@ def test_store_is_created_once_when_two_processes_come_at_the_same_time(tmp_path
     rows = query(tmp_path / "store/mlflow.db", "SELECT name, artifact_location FROM experiments WHERE name = 'demo'")
     assert rows == [("demo", (tmp_path / "store/artifacts/demo").as_uri())]
     assert query(tmp_path / "store/mlflow.db", "PRAGMA journal_mode") == [("wal",)]
+    tags = query(tmp_path / "store/mlflow.db", "SELECT key, value FROM experiment_tags")
+    assert tags == [("mlflow.experimentKind", "custom_model_development")]

@@ -326,6 +326,9 @@ def test_run_training_ends_with_nan_when_the_learning_rate_is_absurd(config: Run
         (torch.OutOfMemoryError("CUDA out of memory."), "oom"),
         (MemoryError(), "oom"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "oom"),
+        (RuntimeError("CUDA error: out of memory"), "oom"),
         (OSError(28, "No space left on device"), "disk"),
     ],
 )

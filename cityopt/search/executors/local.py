@@ -72,12 +72,14 @@ class LocalExecutor(Executor):
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Return the events of all workers; a dead worker is replaced and its job reported as lost."""
-        pipes = {worker.pipe: worker for worker in self._workers}
-        events: list[Event] = []
-        for pipe in wait(list(pipes), timeout_s):
-            worker = pipes[pipe]  # type: ignore[index]
+        workers, events = list(self._workers), list[Event]()
+        speaking = wait([worker.pipe for worker in workers], timeout_s)
+        for worker in workers:
             try:
-                events.extend(self._read(worker))
+                if worker.pipe in speaking:
+                    events.extend(self._read(worker))
+                elif worker.has_ended:  # a process that it started may hold its end of the pipe open
+                    events.extend(self._replace(worker))
             except (EOFError, OSError):
                 events.extend(self._replace(worker))
         return events
@@ -149,6 +151,11 @@ class _Worker:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a dead worker is noticed by the next poll."""

@@ -166,6 +166,32 @@ def _is_zombie(pid: int) -> bool:
 
 
 @pytest.mark.slow
+def test_loaders_end_with_their_worker_when_it_is_killed(executor, make_job):
+    job = make_job(0, data__num_workers=2, training__epochs=16)
+    executor.submit(job)
+    watch(executor, lambda event: isinstance(event, Progressed))
+    worker = read_attempt(job.folder).pid
+    loaders: list[int] = []
+    while len(loaders) < 2:
+        executor.poll(0.01)
+        loaders = [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
+    os.kill(worker, signal.SIGKILL)
+    watch(executor, ended)
+    deadline = time.monotonic() + 2
+    while any(is_alive(pid) for pid in loaders):
+        assert time.monotonic() < deadline, "a loader outlived its worker"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
 def test_worker_imports_neither_optuna_nor_mlflow_when_it_trains(prepared, tmp_path, make_job):
     """The worker's own main, with a pipe of ours, in a process that tells what it imported."""
     code = (
