@@ -9,7 +9,6 @@ notes its resident memory before and its high-water mark after.
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.coco_segm import annotate, run_pycocotools
-from benchmarks.measuring import Bound, Row
+from benchmarks.measuring import Bound, Row, run_alone
 from cityopt.data.cityscapes import Frame, read_instance_ids
 from cityopt.evaluation.full_resolution import judge_frames
 from cityopt.evaluation.protocols import PROTOCOLS, open_judges
@@ -43,19 +42,12 @@ def bench_evaluate_memory(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), (height, 2 * height))
         write_files(Path(folder) / "tiny", TINY)
-        ours, peer = (run_side(side, folder, num_images, height) for side in ("ours", "peer"))
+        ours, peer = (run_alone(__name__, side, folder, num_images, height) for side in ("ours", "peer"))
     unit = (
         f"GB above the loaded libraries, {num_images} images of {2 * height} x {height}, {DETECTIONS} detections each, "
         "the network left out; ours: all protocols; peer: pycocotools' mask AP"
     )
     return [Row("evaluate-memory", ours, peer, unit, Bound("ours", "<=", 4))]
-
-
-def run_side(side: str, folder: str, num_images: int, height: int) -> float:
-    """Run one side in a fresh process and return how far it raised its memory, in GB."""
-    command = [sys.executable, "-m", "benchmarks.evaluate_memory", side, folder, str(num_images), str(height)]
-    answer = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
-    return float(json.loads(answer.stdout))
 
 
 def main() -> None:

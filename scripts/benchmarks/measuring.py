@@ -5,10 +5,14 @@ what else the machine does then falls on both.
 """
 
 import gc
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -83,3 +87,10 @@ def measure(action: Callable[[], object]) -> float:
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
+
+
+def run_alone(module: str, *arguments: object) -> Any:
+    """Run a benchmark's module in a fresh process, whose memory is its own, and return the JSON that it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    answer = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(answer.stdout)

@@ -5,27 +5,28 @@ how far the high-water mark of a fresh process rises over one paste.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from benchmarks.measuring import Bound, Row, alternate
+from benchmarks.measuring import Bound, Row, alternate, run_alone
 from cityopt.models.masks import encode_masks
 
 MASKS = 100
 
 
 def bench_paste(*, quick: bool) -> list[Row]:
-    """Measure both sides by turns, then each one's memory; quick: an image of 512 x 256."""
+    """Measure both sides by turns, then each one's memory; quick: an image of 512 x 256, all in one process."""
     height, rounds = (256, 1) if quick else (1024, 7)
     unit = f"{MASKS} masks into {2 * height} x {height}, {torch.get_num_threads()} threads; peer: torchvision's paste"
     seconds = alternate(build_sides(height), rounds=rounds)
-    memory = {side: run_side(side, height) for side in ("ours", "peer")}
+    raise_memory = measure_rise if quick else partial(run_alone, __name__)
+    memory = {side: raise_memory(side, height) for side in ("ours", "peer")}
     return [
         Row("paste", seconds["ours"], seconds["peer"], f"s, {unit}", Bound("ratio", "<=", 0.1)),
         Row("paste-memory", memory["ours"], memory["peer"], f"MB, {unit}", Bound("ratio", "<", 0.1)),
@@ -48,23 +49,14 @@ def build_sides(height: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def run_side(side: str, height: int) -> float:
-    """Run one side in a fresh process and return by how many MB its memory rose."""
-    command = [sys.executable, "-m", "benchmarks.paste", side, str(height)]
-    answer = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
-    rise: float = json.loads(answer.stdout)
-    return rise
-
-
-def main() -> None:
-    """Paste once in this process and print the rise of its memory as JSON."""
-    side, height = sys.argv[1], int(sys.argv[2])
+def measure_rise(side: str, height: int) -> float:
+    """Paste once and return by how many MB this process's memory rose."""
     build_sides(32)[side]()  # libraries load their code when it is first needed
     paste = build_sides(height)[side]
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = read_high_water_kb()
     kept = paste()
-    print(json.dumps((read_high_water_kb() - before) / 1e3 if kept is not None else 0.0))
+    return (read_high_water_kb() - before) / 1e3 if kept is not None else 0.0
 
 
 def read_high_water_kb() -> int:
@@ -74,4 +66,4 @@ def read_high_water_kb() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure_rise(sys.argv[1], int(sys.argv[2]))))

@@ -9,8 +9,8 @@ its 28 x 28 grid. `validation-memory` is the rise above the model in memory, the
 
 import json
 import resource
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from benchmarks.measuring import Bound, Row
+from benchmarks.measuring import Bound, Row, run_alone
 from cityopt.data.cache import ImageCache
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.models.mask_rcnn import MaskRCNN
@@ -35,9 +35,10 @@ SWEEP = Path(__file__).parents[2] / "sweeps" / "maskrcnn.yaml"
 
 
 def bench_validation_memory(*, quick: bool) -> list[Row]:
-    """Measure each side in a process of its own; quick: a small network and one image of 720 x 360."""
+    """Measure each side in a process of its own; quick: one process, a small network, one image of 720 x 360."""
     backbone, num_images, height = ("resnet18", 1, 360) if quick else ("resnet50", 4, 1024)
-    peaks = {side: run_side(side, backbone, num_images, height) for side in SIDES}
+    measure = measure_side if quick else partial(run_alone, __name__)
+    peaks = {side: measure(side, backbone, num_images, height) for side in SIDES}
     rows = []
     for name, base, what in (
         ("validation-memory", None, "the model in memory"),
@@ -53,17 +54,8 @@ def bench_validation_memory(*, quick: bool) -> list[Row]:
     return rows
 
 
-def run_side(side: str, backbone: str, num_images: int, height: int) -> dict[str, float]:
-    """Run one side in a fresh process and return its memory: `loaded` and `peak`, in GB."""
-    command = [sys.executable, "-m", "benchmarks.validation_memory", side, backbone, str(num_images), str(height)]
-    answer = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(answer.stdout)
-    return found
-
-
-def main() -> None:
-    """Measure one side in this process and print its memory as JSON."""
-    side, backbone, num_images, height = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def measure_side(side: str, backbone: str, num_images: int, height: int) -> dict[str, float]:
+    """Run one side in this process and return its memory: `loaded` and `peak`, in GB."""
     seed_everything(0)
     study = load_study(str(SWEEP))
     widths = NARROW if backbone == "resnet18" else {}
@@ -79,7 +71,7 @@ def main() -> None:
     if counts != [DETECTIONS] * num_images:
         raise SystemExit(f"every image must have {DETECTIONS} detections, but got {counts}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    print(json.dumps({"loaded": loaded, "peak": peak}))
+    return {"loaded": loaded, "peak": peak}
 
 
 def invent_cache(num_images: int, size: tuple[int, int]) -> ImageCache:
@@ -130,4 +122,4 @@ def read_image(cache: ImageCache, index: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
