@@ -49,6 +49,11 @@ def find_store(path: str | Path, study: str | None = None) -> Path:
     return store
 
 
+def run_folder(store: Path, run_id: str) -> Path:
+    """Return the folder of a run."""
+    return store / "runs" / run_id
+
+
 def place_store(path: str | Path) -> Path:
     """Return where a store lies or will lie: an absolute path, `~` written out."""
     return Path(path).expanduser().absolute()

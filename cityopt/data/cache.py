@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.data.cityscapes import Frame, Progress, check_same_size, read_image, read_instance_ids
+from cityopt.data.cityscapes import Frame, OnCount, check_same_size, read_image, read_instance_ids
 from cityopt.data.resizing import resize_image, resize_raster
 from cityopt.errors import StoreError
 
@@ -109,7 +109,7 @@ def open_cache(
     size: tuple[int, int],
     folder: Path,
     fingerprint: str,
-    progress: Progress | None = None,
+    progress: OnCount | None = None,
     workers: int = 2,
 ) -> ImageCache:
     """Open the cache of frames at (height, width), and build it first if there is none or it is damaged.
@@ -164,7 +164,7 @@ def _load_or_build(
     path: Path,
     frames: Sequence[Frame],
     size: tuple[int, int],
-    progress: Progress | None,
+    progress: OnCount | None,
     workers: int,
     reason: Exception,
 ) -> ImageCache:
@@ -195,7 +195,7 @@ def _load_or_build(
 
 
 def _write_cache(
-    partial: Path, frames: Sequence[Frame], size: tuple[int, int], progress: Progress | None, workers: int
+    partial: Path, frames: Sequence[Frame], size: tuple[int, int], progress: OnCount | None, workers: int
 ) -> None:
     checksums = []
     shape = (len(frames), *size)

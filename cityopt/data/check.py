@@ -15,7 +15,7 @@ from cityopt.data.cityscapes import (
     LABEL_FOLDERS,
     Frame,
     Labels,
-    Progress,
+    OnCount,
     check_names,
     check_root,
     check_same_size,
@@ -33,7 +33,7 @@ _KINDS = ("instanceIds.png", "labelIds.png", "polygons.json")
 _Problem = dict[str, str]
 
 
-def check_dataset(root: str | Path, progress: Progress | None = None, *, workers: int = 2) -> dict[str, Any]:
+def check_dataset(root: str | Path, progress: OnCount | None = None, *, workers: int = 2) -> dict[str, Any]:
     """Read every file of a tree and return what `data check --json` prints.
 
     That is `{"root", "splits": {split: {"images", "labels", "problems": [{"file", "problem"}]}}}`, files relative to

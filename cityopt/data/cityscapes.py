@@ -30,7 +30,7 @@ from cityopt.errors import DataError
 from cityopt.labels import CLASS_OF_ID, LABELS, VOID
 
 Labels = Literal["fine", "coarse"]
-Progress = Callable[[int, int], None]
+OnCount = Callable[[int, int], None]
 """Called with (done, total)."""
 
 SPLITS: dict[Labels, tuple[str, ...]] = {"fine": ("train", "val", "test"), "coarse": ("train", "train_extra", "val")}
@@ -223,7 +223,7 @@ def list_ids(raster: NDArray[np.uint16], path: Path) -> list[int]:
 
 
 def scan_frames(
-    frames: Sequence[Frame], memo: Path, progress: Progress | None = None, *, workers: int = 2
+    frames: Sequence[Frame], memo: Path, progress: OnCount | None = None, *, workers: int = 2
 ) -> list[FrameFacts]:
     """Look once into the label of every frame, with `workers` threads, and return the facts in the frames' order.
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from cityopt.config import SyntheticConfig
-from cityopt.data.cityscapes import Progress
+from cityopt.data.cityscapes import OnCount
 from cityopt.data.synthetic import RECIPE_VERSION, write_synthetic
 from cityopt.errors import DataError
 
@@ -47,7 +47,7 @@ def choose_folder(option: str | None) -> Path:
     return Path(root)
 
 
-def make_scenes(config: SyntheticConfig, cache: Path, on_count: Progress | None = None) -> Path:
+def make_scenes(config: SyntheticConfig, cache: Path, on_count: OnCount | None = None) -> Path:
     """Return the root of synthetic scenes, made once, by one process at a time."""
     text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}" + " coarse" * config.coarse
     root = cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

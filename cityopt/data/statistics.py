@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from cityopt.data.cityscapes import (
     Frame,
-    Progress,
+    OnCount,
     check_root,
     check_same_size,
     index_split,
@@ -102,7 +102,7 @@ class DataStatistics:
         return np.array([frame.split == split for frame in self.frames])
 
 
-def measure_dataset(root: str | Path, progress: Progress | None = None, *, workers: int = 2) -> DataStatistics:
+def measure_dataset(root: str | Path, progress: OnCount | None = None, *, workers: int = 2) -> DataStatistics:
     """Measure the fine labels of train and val, with `workers` threads.
 
     A split without any label is left out with a remark. Raises DataError: no Cityscapes root, no labelled image at

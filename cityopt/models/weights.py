@@ -197,14 +197,6 @@ def _check_download(name: str, digest: str, done: int, length: int) -> None:
         raise OSError(f"its content has the hash {digest[:8]}, not {expected[1]}")
 
 
-def read_state(path: Path) -> State:
-    """Read the tensors of a checkpoint of cityopt, of a state dict, or of a dict that holds one as `model`.
-
-    Raises WeightsError: a file that is broken, or holds something else.
-    """
-    return find_state(read_file(path), path)
-
-
 def read_file(path: Path) -> Any:
     """Return what a file of `torch.save` holds, numbers and text alone. Raises WeightsError: it is broken."""
     try:

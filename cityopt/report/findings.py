@@ -15,12 +15,11 @@ import optuna
 
 from cityopt.config import StudyConfig
 from cityopt.report.importance import Importance, measure_importance
-from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import StudyStatus, TrialStatus, build_status
 from cityopt.search.study import is_swept, load_stored_study, open_storage
-from cityopt.store import find_store
+from cityopt.store import find_store, run_folder
 from cityopt.tracking.curves import merge_metrics, pick_epoch, sum_seconds
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from cityopt.errors import StoreError
 from cityopt.report.findings import Findings, read_findings
 from cityopt.report.page import write_page
-from cityopt.search.coordinator import run_folder
 from cityopt.search.note import describe_study
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import ARTIFACTS, write_atomically
 

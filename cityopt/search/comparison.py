@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cityopt.config import RunConfig
 from cityopt.image_set import ImageSet
-from cityopt.search.coordinator import run_folder
 from cityopt.search.plan import JUDGES, VAL
 from cityopt.search.single import SingleTraining
+from cityopt.store import run_folder
 from cityopt.tracking.run_folder import BEST, read_records
 
 

@@ -8,7 +8,7 @@ told, and Optuna is told before MLflow shows it. What the next start finds half 
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +36,12 @@ from cityopt.search.interrupts import Interrupt
 from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.pretrained import check_searched_weights
+from cityopt.search.pruning import RungPruner
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RUN_ID, build_status, describe_trials, find_best_reported
 from cityopt.search.study import name_cause
 from cityopt.search.tags import describe_data, describe_run
+from cityopt.store import run_folder
 from cityopt.tracking.curves import sum_seconds
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
@@ -53,10 +55,14 @@ from cityopt.tracking.run_folder import (
     read_status,
     tolerating_full_disk,
     write_atomically,
+    write_dataset,
     write_status,
 )
 
 ATTEMPTS = "cityopt:attempts"
+NO_ATTEMPT = {"number": 0, "epoch": 0, "stalled": 0}
+FIRST_ATTEMPT = {"number": 1, "epoch": 0, "stalled": 1}
+"""What stands for the first attempt at a trial, which is not written down: its run says that it began."""
 MAX_STALLED = 3
 """Attempts without a finished epoch after which a trial that kills its worker fails."""
 OPTUNA_SEES_PRUNED = ("nan", "oom")
@@ -74,8 +80,8 @@ class RunningTrial:
     trial: optuna.Trial
     run_id: str
     config: RunConfig
-    reported: set[int] = field(default_factory=set)
-    """Epochs that Optuna has heard of: asking its database each time costs more than the report."""
+    reported: dict[int, float]
+    """The values that Optuna has heard of, by epoch."""
 
 
 class Coordinator:
@@ -102,6 +108,8 @@ class Coordinator:
         self._running: dict[str, RunningTrial] = {}
         self._adopted: list[optuna.Trial] = []
         self._found_running: set[int] = set()
+        self._curves: dict[int, dict[int, float]] = {}
+        """What every trial reported, by epoch: to read it from the database each time costs more than a report."""
         self._parent: RunFolder | None = None
         self._note_clock = NoteClock()
 
@@ -150,14 +158,15 @@ class Coordinator:
         except ConfigError as error:  # each setting is valid, but not all of them together
             self._tell(trial, Status("failed", "config", str(error)))
             return
+        begun = RUN_ID in trial.user_attrs
         run_id = self._open_run(trial, config, settings)
-        running = RunningTrial(trial, run_id, config)
+        running = RunningTrial(trial, run_id, config, self._curves.setdefault(trial.number, {}))
         try:
             check_searched_weights(self.config, config.model)
         except WeightsError as error:
             self._end(running, Status("failed", "config", str(error)))
             return
-        if not self._may_try(running):
+        if resumed and not self._may_try(running, begun=begun):
             self._end(running, Status("failed", "crash", f"{MAX_STALLED} attempts ended without a finished epoch"))
             return
         self._running[run_id] = running
@@ -182,23 +191,21 @@ class Coordinator:
             tags = describe_data(self.facts) | describe_run(config) | {"cityopt.trial": trial.number}
             run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
         if RUN_ID not in trial.user_attrs:
-            self.mlflow.log_dataset(run_id, self.config.name, self.facts.subset_hash, self.facts.root)
+            write_dataset(self._folder(run_id), self.config.name, self.facts.subset_hash, self.facts.root)
             trial.set_user_attr(RUN_ID, run_id)
         return run_id
 
-    def _may_try(self, running: RunningTrial) -> bool:
-        """Count the attempt; False after too many that did not finish an epoch."""
-        frozen = self._freeze(running.trial)
-        running.reported.update(frozen.intermediate_values)
-        epoch = frozen.last_step or 0
-        seen: dict[str, int] = frozen.user_attrs.get(ATTEMPTS, {"number": 0, "epoch": epoch, "stalled": 0})
+    def _may_try(self, running: RunningTrial, *, begun: bool) -> bool:
+        """Count an attempt at a trial that has `begun` or not; False after too many that did not finish an epoch."""
+        epoch = max(running.reported, default=0)
+        seen = self._freeze(running.trial).user_attrs.get(ATTEMPTS, FIRST_ATTEMPT if begun else NO_ATTEMPT)
         stalled = seen["stalled"] + 1 if seen["epoch"] == epoch else 1
         running.trial.set_user_attr(ATTEMPTS, {"number": seen["number"] + 1, "epoch": epoch, "stalled": stalled})
         return stalled <= MAX_STALLED
 
     def _forgive_attempt(self, trial: optuna.Trial) -> None:
         """Take back the count of an attempt that was stopped from outside: it says nothing against the trial."""
-        seen: dict[str, int] = self._freeze(trial).user_attrs[ATTEMPTS]
+        seen: Mapping[str, int] = self._freeze(trial).user_attrs.get(ATTEMPTS, FIRST_ATTEMPT)
         trial.set_user_attr(ATTEMPTS, {**seen, "stalled": seen["stalled"] - 1})
 
     def _handle(self, event: Event) -> None:
@@ -215,11 +222,18 @@ class Coordinator:
         """Tell Optuna an epoch's value and answer the worker. An epoch that was told before is only judged again."""
         epochs = running.config.training.epochs
         if event.epoch not in running.reported:
-            running.trial.report(event.metrics[self.config.search.metric], event.epoch)
-            running.reported.add(event.epoch)
-        stop = event.epoch < epochs and running.trial.should_prune()
+            value = event.metrics[self.config.search.metric]
+            running.trial.report(value, event.epoch)
+            running.reported[event.epoch] = value
+        stop = event.epoch < epochs and self._is_pruned(running, event.epoch)
         self.executor.answer(event.run_id, "stop" if stop else "continue")
         self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)
+
+    def _is_pruned(self, running: RunningTrial, epoch: int) -> bool:
+        pruner = self.study.pruner
+        if isinstance(pruner, RungPruner):
+            return pruner.stops(running.trial.number, epoch, self._curves, maximize=self._maximize)
+        return running.trial.should_prune()
 
     def _take_end(self, running: RunningTrial, event: JobEnded) -> None:
         if event.outcome == "lost":
@@ -253,8 +267,7 @@ class Coordinator:
     def _tell(self, trial: optuna.Trial, status: Status) -> None:
         ending = {"state": status.outcome, **{k: v for k, v in asdict(status).items() if k != "outcome"}}
         trial.set_user_attr(ENDING, ending)
-        frozen = self._freeze(trial)
-        value = find_best_reported(frozen, self._maximize)
+        value = find_best_reported(self._curves.get(trial.number, {}).values(), self._maximize)
         if status.outcome == "complete" and value is not None:
             self.study.tell(trial, value)
         elif status.outcome == "pruned":
@@ -309,6 +322,7 @@ class Coordinator:
                 self._log_best(found.number)
         running = self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
         self._found_running = {frozen.number for frozen in running}
+        self._curves = {t.number: dict(t.intermediate_values) for t in self.study.get_trials(deepcopy=False)}
         for frozen in running:
             self._adopt(frozen)
         self._count()
@@ -333,6 +347,7 @@ class Coordinator:
         for record in read_records(folder)[0]:
             if metric in record.metrics and record.step not in frozen.intermediate_values:
                 trial.report(record.metrics[metric], record.step)
+                self._curves[trial.number][record.step] = record.metrics[metric]
 
     def _end_stragglers(self) -> None:
         """End MLflow runs that are RUNNING though their trial has ended, or never heard of them."""
@@ -368,11 +383,6 @@ class Coordinator:
 
     def _folder(self, run_id: str) -> Path:
         return run_folder(self.store, run_id)
-
-
-def run_folder(store: Path, run_id: str) -> Path:
-    """Return the folder of a run."""
-    return store / "runs" / run_id
 
 
 def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:

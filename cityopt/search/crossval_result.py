@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cityopt.search.coordinator import run_folder
 from cityopt.search.crossval_plan import Choice, Plan
 from cityopt.search.final_model import FinalModel
+from cityopt.store import run_folder
 from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.run_folder import NOTE, RunFolder, read_records, read_status, write_atomically
 from cityopt.training.crossval import BLOCKS_REMARK, Division, Fold

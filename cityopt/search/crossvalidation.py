@@ -17,7 +17,6 @@ import optuna
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.image_set import ImageSet
-from cityopt.search.coordinator import run_folder
 from cityopt.search.crossval_plan import (
     Choice,
     Plan,
@@ -36,11 +35,11 @@ from cityopt.search.study import lock_study
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
-from cityopt.store import open_store
+from cityopt.store import open_store, run_folder
 from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import Status, read_records, read_status, take_over
+from cityopt.tracking.run_folder import Status, read_records, read_status, take_over, write_dataset
 from cityopt.training.crossval import BLOCKS_REMARK, Division
 from cityopt.training.dataset import open_set
 
@@ -169,7 +168,7 @@ class CrossValidator:
             "cityopt.crossval_run": self._entry["run_id"],
         }
         run_id = self.mlflow.find_or_create_run(run.study, run.name, run.kind, tags)
-        self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
+        write_dataset(run_folder(self.store, run_id), run.study, self.facts.fingerprint, str(run.data.root))
         runs[part] = run_id
         self._remember()
         return run_id

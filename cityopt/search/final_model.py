@@ -14,11 +14,11 @@ from typing import Any
 from cityopt.config import RunConfig
 from cityopt.image_set import ImageSet
 from cityopt.search.comparison import choose_judge
-from cityopt.search.coordinator import run_folder
 from cityopt.search.plan import VAL
 from cityopt.search.registration import register_result
 from cityopt.search.single import SingleTraining
 from cityopt.settings import replace_section
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, Status, read_records, read_status
 

@@ -19,7 +19,6 @@ from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import StudyError, TrainingError
 from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
-from cityopt.search.coordinator import run_folder
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
@@ -33,11 +32,11 @@ from cityopt.search.study import load_stored_study, lock_study, open_storage, re
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section, replace_settings
-from cityopt.store import find_store, open_store
+from cityopt.store import find_store, open_store, run_folder
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import BEST, LAST, Status, read_status
+from cityopt.tracking.run_folder import BEST, LAST, Status, read_status, write_dataset
 
 PROMOTIONS = "cityopt:promotions"
 
@@ -188,7 +187,7 @@ class Promoter:
     def _create_run(self, run: RunConfig, tags: Mapping[str, object]) -> str:
         all_tags = describe_dataset(self.facts) | describe_run(run) | dict(tags)
         run_id = self.mlflow.find_or_create_run(run.study, run.name, run.kind, all_tags)
-        self.mlflow.log_dataset(run_id, run.study, self.facts.fingerprint, str(run.data.root))
+        write_dataset(run_folder(self.store, run_id), run.study, self.facts.fingerprint, str(run.data.root))
         return run_id
 
     def _train_stages(self, plan: tuple[PlannedStage, ...], last: RunConfig) -> RunConfig:

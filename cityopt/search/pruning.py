@@ -9,7 +9,7 @@ Li et al., "Hyperband", algorithm 1, for the shares of the brackets.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
@@ -34,21 +34,26 @@ class RungPruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Say whether a trial that just reported is stopped at its last epoch."""
-        epoch = trial.last_step
-        if epoch is None or not self.is_rung(self.bracket_of(trial.number), epoch):
+        if trial.last_step is None or not self.is_rung(self.bracket_of(trial.number), trial.last_step):
             return False
-        value = trial.intermediate_values[epoch]
+        curves = {other.number: other.intermediate_values for other in study.get_trials(deepcopy=False)}
+        maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+        return self.stops(trial.number, trial.last_step, curves, maximize=maximize)
+
+    def stops(self, number: int, epoch: int, curves: Mapping[int, Mapping[int, float]], *, maximize: bool) -> bool:
+        """Say whether a trial is stopped at an epoch that it reported, given what every trial reported by then."""
+        bracket = self.bracket_of(number)
+        if not self.is_rung(bracket, epoch):
+            return False
+        value = curves[number][epoch]
         if math.isnan(value):
             return True
-        bracket = self.bracket_of(trial.number)
         rivals = [
-            rival
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and self.bracket_of(other.number) == bracket
-            for rival in (other.intermediate_values.get(epoch, math.nan),)
-            if not math.isnan(rival)
+            curve[epoch]
+            for other, curve in curves.items()
+            if other != number and not math.isnan(curve.get(epoch, math.nan)) and self.bracket_of(other) == bracket
         ]
-        return not self._goes_on(value, rivals, study.direction == optuna.study.StudyDirection.MAXIMIZE)
+        return not self._goes_on(value, rivals, maximize)
 
     def is_rung(self, bracket: int, epoch: int) -> bool:
         """Say whether a bracket decides at an epoch."""

@@ -1,5 +1,6 @@
 """The leaderboard of a study, read from the store alone: also while a sweep runs, also after a kill."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:
     return [_describe(trial, live, maximize) for trial in study.get_trials(deepcopy=False)]
 
 
-def find_best_reported(trial: FrozenTrial, maximize: bool) -> float | None:
-    """Return the best value that a trial reported, None when it reported none."""
-    values = [value for value in trial.intermediate_values.values() if value == value]
+def find_best_reported(reported: Iterable[float], maximize: bool) -> float | None:
+    """Return the best of the values that a trial reported, None when it reported none."""
+    values = [value for value in reported if value == value]
     return None if not values else max(values) if maximize else min(values)
 
 
@@ -115,7 +116,8 @@ def _describe(trial: FrozenTrial, live: bool, maximize: bool) -> TrialStatus:
         state = ending.get(
             "state", {OptunaState.COMPLETE: "complete", OptunaState.PRUNED: "pruned"}.get(trial.state, "failed")
         )
-    value = trial.value if state == "complete" else None if state == "failed" else find_best_reported(trial, maximize)
+    best = find_best_reported(trial.intermediate_values.values(), maximize)
+    value = trial.value if state == "complete" else None if state == "failed" else best
     params = trial.params or trial.system_attrs.get("fixed_params", {})
     return TrialStatus(
         trial.number,

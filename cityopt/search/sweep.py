@@ -13,7 +13,7 @@ from cityopt.data.anchors import name_adopted
 from cityopt.data.roots import choose_root
 from cityopt.errors import StoppedError
 from cityopt.runtime import resolve_device
-from cityopt.search.coordinator import Coordinator, run_folder
+from cityopt.search.coordinator import Coordinator
 from cityopt.search.data_portrait import Describe, drawing_data
 from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
@@ -23,11 +23,11 @@ from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prep
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.study import find_facts, find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.search.tags import describe_data
-from cityopt.store import describe_option, open_store
+from cityopt.store import describe_option, open_store, run_folder
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import RunFolder, take_over, tolerating_full_disk, write_json
+from cityopt.tracking.run_folder import ARTIFACTS, RunFolder, take_over, tolerating_full_disk, write_dataset, write_json
 from cityopt.training.objective import check_objective
 
 INTERRUPTED = 130
@@ -169,7 +169,7 @@ def open_parent(
     parent = take_over(run_folder(mlflow.store, run_id))
     shipper.watch(run_id, parent.folder)
     try:
-        mlflow.log_dataset(run_id, config.name, facts.fingerprint, facts.root)
+        write_dataset(parent.folder, config.name, facts.fingerprint, facts.root)
         yield parent, shipper
     except BaseException as error:
         with tolerating_full_disk():
@@ -188,7 +188,7 @@ def _describe_study(parent: RunFolder, prepared: PreparedStudy, facts: StudyFact
     parent.write_artifact("study.yaml", yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False))
     parent.write_artifact("subset.txt", "".join(f"{name}\n" for name in prepared.subset))
     parent.write_artifact("holdout.txt", "".join(f"{name}\n" for name in prepared.holdout))
-    write_json(parent.folder / "artifacts" / "anchors.json", facts.anchors)
+    write_json(parent.folder / ARTIFACTS / "anchors.json", facts.anchors)
 
 
 def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:

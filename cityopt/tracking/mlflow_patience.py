@@ -55,10 +55,6 @@ class PatientStore(MlflowStore):
         """Make an ended run RUNNING again, to go on with it."""
         self._insist(lambda: MlflowStore.reopen_run(self, run_id))
 
-    def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
-        """Name a dataset as input of a run."""
-        self._insist(lambda: MlflowStore.log_dataset(self, run_id, name, digest, source, context))
-
     def _insist(self, ask: Callable[[], T], ask_again: Callable[[], T] | None = None) -> T:
         """Ask until there is an answer, a refusal, or no patience left."""
         begin, pause = time.monotonic(), 1.0

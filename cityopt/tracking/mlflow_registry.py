@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_shipper import CHECKPOINT
 from cityopt.tracking.mlflow_store import MlflowStore, import_mlflow, translate_errors
 from cityopt.tracking.run_folder import BEST
@@ -118,7 +119,7 @@ def resolve_checkpoint(store: Path, reference: str, tracking_uri: str | None = N
 
 
 def _checkpoint_of_run(store: MlflowStore, run_id: str) -> Path:
-    own = store.runs / run_id / BEST
+    own = run_folder(store.store, run_id) / BEST
     found = own if own.is_file() else store.fetch_artifact(run_id, CHECKPOINT)
     if found is None:
         raise StoreError(f"the run {run_id} has no checkpoint ({CHECKPOINT}). Choose a run that finished an epoch.")

@@ -1,10 +1,10 @@
 """Mirrors run folders into MLflow, from a thread of the coordinator.
 
-Each pass over a folder sends what is new: params, the description, metrics from a byte offset on (with their original
-times), artifacts; once the run has ended, its log, its best checkpoint and its final status, last of all. What has
-arrived is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be sent again,
-never lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of it is
-there: `catch_up` looks for exactly those.
+Each pass over a folder sends what is new: params, the dataset, the description, metrics from a byte offset on (with
+their original times), artifacts; once the run has ended, its log, its best checkpoint and its final status, last of
+all. What has arrived is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be
+sent again, never lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of
+it is there: `catch_up` looks for exactly those.
 
     ending.json     how the run ends in MLflow, from `end`
     shipped.json    what MLflow has, from the thread
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import DESCRIPTION, MlflowStore, RefusedError, RunEnd
-from cityopt.tracking.run_folder import ARTIFACTS, BEST, LOG, NOTE, PARAMS, read_json, read_records, write_json
+from cityopt.tracking.run_folder import ARTIFACTS, BEST, DATASET, LOG, NOTE, PARAMS, read_json, read_records, write_json
 
 ENDING, SHIPPED = "ending.json", "shipped.json"
 CHECKPOINT = f"checkpoints/{BEST}"
@@ -93,7 +94,7 @@ class Shipper:
         `folder` is needed for a run that is not watched; it is the run's folder in the store by default.
         """
         known = self._watched.get(run_id)
-        path = folder or (known.folder if known else self._store.runs / run_id)
+        path = folder or (known.folder if known else run_folder(self._store.store, run_id))
         path.mkdir(parents=True, exist_ok=True)
         moment = time.time_ns() // 1_000_000 if end_ms is None else end_ms
         texts = {name: str(value) for name, value in (tags or {}).items()}
@@ -135,6 +136,7 @@ class Shipper:
                 self._changed.notify_all()
 
     def _run(self) -> None:
+        next_look = 0.0
         while True:
             with self._changed:
                 closing = self._closing
@@ -142,14 +144,17 @@ class Shipper:
             for study in studies:
                 self._look_for_runs(study)
             now = time.monotonic()
+            is_due = closing or next_look <= now
             for run in runs:
-                if closing or run.next_try <= now:
+                if closing or ((is_due or run.ended) and run.next_try <= now):
                     self._try_to_ship(run)
+            if is_due:
+                next_look = time.monotonic() + self._interval_s
             with self._changed:
                 self._changed.notify_all()
                 if closing:
                     return
-                self._changed.wait_for(self._is_urgent, self._interval_s)
+                self._changed.wait_for(self._is_urgent, max(0.0, next_look - time.monotonic()))
 
     def _is_urgent(self) -> bool:
         if self._closing or (self._studies and not self._problem):
@@ -165,7 +170,7 @@ class Shipper:
         self._problem = ""
         with self._changed:
             for run_id in run_ids:
-                folder = self._store.runs / run_id
+                folder = run_folder(self._store.store, run_id)
                 if run_id not in self._watched and folder.is_dir():
                     self._add(run_id, folder, ended=(folder / ENDING).is_file())
             self._studies.remove(study)
@@ -223,14 +228,17 @@ class Shipper:
 
     def _ship_records(self, run: _Watched, tags: Mapping[str, object]) -> None:
         records, offset = read_records(run.folder, run.shipped.offset)
-        stamps = {name: _stamp(run.folder / name) for name in (PARAMS, NOTE)}
+        stamps = {name: _stamp(run.folder / name) for name in (PARAMS, NOTE, DATASET)}
         changed = {name: stamp for name, stamp in stamps.items() if stamp and stamp != run.shipped.stamps.get(name)}
         params = (read_json(run.folder / PARAMS) or {}) if PARAMS in changed else {}
         if NOTE in changed:
             tags = {DESCRIPTION: (run.folder / NOTE).read_text(encoding="utf-8"), **tags}
-        if not (records or params or tags):
+        dataset = read_json(run.folder / DATASET) if DATASET in changed else None
+        if not (records or params or tags or dataset):
             return
         self._store.log(run.run_id, records=records, params=params, tags=tags)
+        if dataset:
+            self._store.log_dataset(run.run_id, **dataset)
         run.shipped.offset = offset
         run.shipped.stamps |= changed
         _write_shipped(run)

@@ -37,6 +37,7 @@ ATTEMPT, PARAMS, METRICS, ARTIFACTS = "attempt.json", "params.json", "metrics.js
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors that say that a disk, or a user's share of it, is full."""
 LAST, BEST, LOG, STATUS, NOTE = "last.pt", "best.pt", "log.txt", "status.json", "note.md"
+DATASET = "dataset.json"
 
 
 class StaleAttemptError(StoreError):
@@ -226,6 +227,12 @@ def read_attempt(folder: Path) -> Attempt | None:
     """Return the attempt that has a folder, None where nobody began one."""
     content = read_json(folder / ATTEMPT)
     return None if content is None else Attempt(**content)
+
+
+def write_dataset(folder: Path, name: str, digest: str, source: str) -> None:
+    """Record the dataset that a run stands on: its name, a digest and where it lies. For the coordinator alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / DATASET, {"name": name, "digest": digest, "source": source})
 
 
 def write_status(folder: Path, status: Status) -> None:

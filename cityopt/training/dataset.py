@@ -4,7 +4,6 @@ Whoever needs the dataset's fingerprint or its facts (the coordinator, a worker,
 that all of them see the same one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import (
     Frame,
     FrameFacts,
+    OnCount,
     check_names,
     fingerprint,
     index_split,
@@ -22,9 +22,6 @@ from cityopt.data.cityscapes import (
 from cityopt.data.subset import hash_names, pick_images
 from cityopt.errors import ConfigError, DataError
 from cityopt.image_set import ImageSet
-
-OnCount = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 @dataclass(frozen=True)

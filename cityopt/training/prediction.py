@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cityopt.data.cityscapes import OnCount
 from cityopt.data.pictures import Picture, find_label, find_pictures, fit_size, read_picture, read_truth
 from cityopt.data.resizing import resize_image
 from cityopt.errors import ConfigError, DataError, StoppedError, WeightsError
@@ -26,7 +27,6 @@ from cityopt.models.segmentation_model import InstanceModel
 from cityopt.runtime import repeatable, resolve_device
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.training.checkpoint import check_classes, load_model
-from cityopt.training.dataset import OnCount
 from cityopt.training.failures import naming_failures
 from cityopt.training.prediction_folder import DETECTIONS, OVERLAYS, ModelFacts, OutFolder, PredictSummary
 

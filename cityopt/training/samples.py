@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cityopt.data.cache import ImageCache
-from cityopt.data.cityscapes import FrameFacts
+from cityopt.data.cityscapes import FrameFacts, OnCount
 from cityopt.evaluation.evaluate import choose_batch_size, predict_images
 from cityopt.evaluation.maps import draw_maps
 from cityopt.evaluation.matching import list_instances, match_detections
@@ -24,7 +24,6 @@ from cityopt.evaluation.overlays import draw_overlay, encode_picture
 from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
 from cityopt.tracking.run_folder import Tracker
-from cityopt.training.dataset import OnCount
 
 NUM_SAMPLES = 4
 NUM_RANKED = 8

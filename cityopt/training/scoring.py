@@ -8,13 +8,14 @@ import torch
 
 from cityopt.config import RunConfig
 from cityopt.data.cache import ImageCache
+from cityopt.data.cityscapes import OnCount
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.image_set import ImageSet
 from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.checkpoint import load_model
-from cityopt.training.dataset import OnCount, open_images, pick_facts, survey_dataset
+from cityopt.training.dataset import open_images, pick_facts, survey_dataset
 from cityopt.training.samples import ImageScore, write_gallery
 
 

@@ -17,7 +17,7 @@ from cityopt.errors import WeightsError
 from cityopt.models import weights as weights_module
 from cityopt.models.build import build_model
 from cityopt.models.mask_rcnn import MaskRCNN
-from cityopt.models.weights import fetch_file, find_norm, find_url, fold_epsilon, read_state
+from cityopt.models.weights import fetch_file, find_norm, find_state, find_url, fold_epsilon, read_file
 
 COCO = ModelConfig(backbone="resnet50", weights="coco", anchors="default")
 IMAGENET = SMALL.model_copy(update={"weights": "imagenet", "stem_channels": 64})
@@ -272,7 +272,7 @@ def test_files_that_hold_no_weights_are_refused_and_never_run(
     else:
         torch.save(Evil() if content is None else content, path)
     with pytest.raises(WeightsError, match=r"x\.pt"):
-        read_state(path)
+        find_state(read_file(path), path)
     assert capsys.readouterr().out == ""
 
 

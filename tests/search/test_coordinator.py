@@ -27,11 +27,12 @@ from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 from cityopt.errors import ConfigError, DataError, StoppedError, StoreError
 from cityopt.runtime import derive_seed
 from cityopt.search import coordinator as module
-from cityopt.search.coordinator import Coordinator, run_folder
+from cityopt.search.coordinator import Coordinator
 from cityopt.search.observer import Observer
 from cityopt.search.status import RUN_ID, describe_trials
 from cityopt.search.study import open_study
 from cityopt.search.sweep import open_parent
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, Status, begin_attempt, read_status, write_status
 

@@ -25,7 +25,6 @@ from cityopt.data.cityscapes import FrameFacts
 from cityopt.errors import ConfigError, DataError, StudyError, TrainingError
 from cityopt.image_set import Span
 from cityopt.search import single
-from cityopt.search.coordinator import run_folder
 from cityopt.search.crossval_plan import Choice, Opened, build_plan, check_judgeable, choose_settings
 from cityopt.search.crossvalidation import CROSSVALS, CrossValidator, run_crossval
 from cityopt.search.final_model import build_final
@@ -34,6 +33,7 @@ from cityopt.search.single import SingleTraining
 from cityopt.search.study import open_storage, open_study
 from cityopt.search.sweep import open_parent
 from cityopt.settings import replace_settings
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import read_status
 from cityopt.training.crossval import divide_frames

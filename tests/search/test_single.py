@@ -10,11 +10,11 @@ from scripted_executor import AP, Script, ScriptedSlots
 from small_studies import FACTS, make_config
 
 from cityopt.errors import StoppedError, TrainingError
-from cityopt.search.coordinator import run_folder
 from cityopt.search.observer import Observer
 from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import build_trial_config
 from cityopt.settings import replace_section
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import Status, read_records, read_status

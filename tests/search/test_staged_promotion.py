@@ -12,7 +12,6 @@ from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 from cityopt.errors import TrainingError
 from cityopt.search import promote as module
 from cityopt.search.comparison import Comparison
-from cityopt.search.coordinator import run_folder
 from cityopt.search.observer import Observer
 from cityopt.search.plan import plan_promotion
 from cityopt.search.promote import PROMOTIONS, Promoter
@@ -21,6 +20,7 @@ from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID, describe_trials
 from cityopt.search.study import open_study
 from cityopt.settings import replace_settings
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, begin_attempt, read_status
 from cityopt.training import stages as handover

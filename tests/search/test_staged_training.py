@@ -10,7 +10,6 @@ from optuna.trial import TrialState, create_trial
 from cityopt.runtime import set_threads
 from cityopt.search import promote as module
 from cityopt.search.comparison import Comparison
-from cityopt.search.coordinator import run_folder
 from cityopt.search.executors.base import EpochDone, Executor, JobEnded
 from cityopt.search.observer import Observer
 from cityopt.search.plan import check_plan, plan_promotion
@@ -21,6 +20,7 @@ from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID
 from cityopt.search.study import open_storage, open_study
 from cityopt.search.sweep import build_facts
+from cityopt.store import run_folder
 from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore

@@ -95,9 +95,8 @@ def test_best_is_the_lowest_when_a_study_minimizes(tmp_path):
     [((0.1, 0.3, 0.2), True, 0.3), ((0.1, 0.3, 0.2), False, 0.1), ((NAN, 0.2), True, 0.2), ((NAN,), True, None)],
 )
 def test_best_reported_ignores_nan_when_looking(curve, maximize, best):
-    trial = create_trial(state=TrialState.FAIL, intermediate_values=dict(enumerate(curve, start=1)))
-    assert find_best_reported(trial, maximize) == best
-    assert find_best_reported(create_trial(state=TrialState.FAIL), maximize) is None
+    assert find_best_reported(curve, maximize) == best
+    assert find_best_reported((), maximize) is None
 
 
 def test_store_without_studies_is_refused_with_the_command_that_makes_one(tmp_path):

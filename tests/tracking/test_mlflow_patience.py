@@ -59,7 +59,6 @@ CALLS = {
     "open_parent": ("study",),
     "find_run": ("study", "trial-0000"),
     "reopen_run": ("id",),
-    "log_dataset": ("id", "name", "digest", "source"),
 }
 
 

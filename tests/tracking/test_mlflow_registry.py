@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_registry import find_champion, register_model, resolve_checkpoint, set_alias
 from cityopt.tracking.mlflow_store import MlflowStore
 
@@ -108,8 +109,8 @@ def test_resolve_checkpoint_finds_each_kind_of_reference(mlflow_store: MlflowSto
     assert resolve_checkpoint(store, f"{name}/2").read_text() == "weights of 0.2"
     assert resolve_checkpoint(store, f"{name}@champion").read_text() == "weights of 0.2"
     assert resolve_checkpoint(store, first).read_text() == "weights of 0.1"
-    (mlflow_store.runs / second).mkdir(parents=True)
-    (mlflow_store.runs / second / "best.pt").write_text("the folder's own")
+    run_folder(mlflow_store.store, second).mkdir(parents=True)
+    (run_folder(mlflow_store.store, second) / "best.pt").write_text("the folder's own")
     assert resolve_checkpoint(store, second).read_text() == "the folder's own"
     assert resolve_checkpoint(store, str(tmp_path / "best.pt")) == tmp_path / "best.pt"
 

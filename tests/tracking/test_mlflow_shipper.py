@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking import mlflow_shipper
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -22,7 +23,7 @@ class MirroredRun:
     def __init__(self, store: MlflowStore, study: str) -> None:
         self.store, self.study = store, study
         self.run_id = store.create_run(study, "trial-0000", "trial")
-        self.folder = store.runs / self.run_id
+        self.folder = run_folder(store.store, self.run_id)
 
     def record(self, epochs: range) -> None:
         run = RunFolder(self.folder, "a")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking import mlflow_ui
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -149,7 +150,7 @@ def test_open_ui_names_the_option_when_the_port_is_taken(tmp_path: Path) -> None
 
 def check_that_a_remote_store_mirrors(remote: MlflowStore, study: str, local: MlflowStore) -> None:
     run_id = remote.create_run(study, "trial-0001", "trial")
-    folder = RunFolder(remote.runs / run_id, "a")
+    folder = RunFolder(run_folder(remote.store, run_id), "a")
     folder.log_metrics({"ap": 0.5, "loss": float("nan")}, step=1, time_ms=7)
     shipper = Shipper(remote)
     shipper.end(run_id, "FINISHED", {"cityopt.state": "complete"})

@@ -61,14 +61,8 @@ class Camera:
     horizon: float
     height: float
 
-    def project(self, point: Vec) -> Point:
-        """Project a world point to the canvas; what lies behind the near plane is pushed onto it."""
-        x, y, z = point
-        k = self.focal / max(z, NEAR_M)
-        return self.cx + k * x, self.horizon + k * (self.height - y)
-
     def outline(self, points: Iterable[Vec]) -> list[Point]:
-        """Project a polygon."""
+        """Project a polygon in the world to the canvas; what lies behind the near plane is pushed onto it."""
         focal, cx, horizon, height = self.focal, self.cx, self.horizon, self.height
         projected = []
         for x, y, z in points:
