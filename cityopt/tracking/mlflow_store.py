@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from cityopt.errors import StoreError
-from cityopt.tracking.mlflow_points import PointWriter
+from cityopt.tracking.mlflow_batch import BatchWriter
 from cityopt.tracking.run_folder import Record, link_atomically
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class MlflowStore:
         self._parents: dict[str, str] = {}
         self._artifacts: dict[str, str] = {}
         self._lock = threading.RLock()
-        self._points = PointWriter(self._database)
+        self._batches = BatchWriter(self._database)
 
     @property
     def is_embedded(self) -> bool:
@@ -166,26 +166,26 @@ class MlflowStore:
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> None:
-        """Log metrics, params and tags of a run in as few batches as MLflow's limits allow, points by the fast way.
+        """Log metrics, params and tags of a run, by the fast way where it can be taken.
 
         Logging the same again changes nothing. Raises RefusedError: the run was deleted, or a param changed.
         """
         import_mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
-        left = list(records)
-        if left and self.is_embedded:
+        kept = list(records)
+        texts, labels = ({k: _shorten(v) for k, v in (pairs or {}).items()} for pairs in (params, tags))
+        if self.is_embedded:
             with self._turn():
-                left = [] if self._points.write(run_id, left) else left
-        metrics = [Metric(k, value, r.time_ms, r.step) for r in left for k, value in r.metrics.items()]
-        if not (metrics or params or tags):
-            return
+                if self._batches.write(run_id, kept, texts, labels):
+                    return
+        metrics = [Metric(k, value, r.time_ms, r.step) for r in kept for k, value in r.metrics.items()]
         with self._turn(), translate_errors(f"log to the run {run_id}"):
             self.client.log_batch(
                 run_id,
                 metrics=metrics,
-                params=[Param(name, _shorten(value)) for name, value in (params or {}).items()],
-                tags=[RunTag(name, _shorten(value)) for name, value in (tags or {}).items()],
+                params=[Param(name, text) for name, text in texts.items()],
+                tags=[RunTag(name, text) for name, text in labels.items()],
             )
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
