@@ -13,9 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
-from cityopt.image_set import ImageSet
+from cityopt.image_set import Halves, ImageSet
 from cityopt.promotion import SEARCHED_DATA, PromotionConfig, StageConfig, check_promoted
-from cityopt.settings import STUDY_NAME, Section, check_settings, name_nearest, replace_settings
+from cityopt.settings import STUDY_NAME, Section, check_settings, name_nearest
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -46,6 +46,8 @@ class DataConfig(Section):
     """Trials validate on at most this many images of the held-out cities; null takes all of them."""
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the training images, in whole cities, that trials validate on."""
+    val_halves: Literal["none"] | Halves = "none"
+    """Finished models are judged on the first half of val alone; only `evaluate --split test` sees the other one."""
     hflip: Fraction = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Range of the random zoom; below 1 pads with black, above 1 crops."""
@@ -306,15 +308,6 @@ class RunConfig(Section):
     def last_epoch(self) -> int:
         """Return how many epochs are trained."""
         return min(self.stop_epoch or self.training.epochs, self.training.epochs)
-
-
-def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
-    """Return a study with the settings of one training in place. Raises ConfigError: they cannot stand together.
-
-    Its search is left out: what holds for all trials (a range, the pruner's epochs) need not hold beside these values.
-    """
-    search = SearchConfig(pruner=PrunerConfig(name="none"))
-    return replace_settings(study.model_copy(update={"search": search, "promotion": PromotionConfig()}), settings)
 
 
 def _check_warmup(study: StudyConfig) -> None:

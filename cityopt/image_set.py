@@ -14,6 +14,10 @@ Labels = Literal["fine", "coarse"]
 """gtFine: outlines of every object, for train and val. gtCoarse: large regions and much void, also for train_extra."""
 
 
+Halves = Literal["city", "count"]
+"""How a split is halved: by whole cities, as evenly as they allow, or by the order of its names (250 / 250 of val)."""
+
+
 class Span(Section):
     """A city's frames, or those from one name to another, both included."""
 
@@ -38,10 +42,24 @@ class ImageSet(Section):
 
     split: Literal["train", "train_extra", "val"] = "train"
     labels: Labels = "fine"
-    part: Literal["all", "subset", "holdout", "fold", "rest"] = "all"
+    part: Literal["all", "subset", "holdout", "fold", "rest", "first_half", "second_half"] = "all"
     """`holdout`: whole cities kept from trials; `subset`: `num_images` of the others, nested for growing counts.
-    `fold`: the frames of `spans`; `rest`: all but those."""
+    `fold`: the frames of `spans`; `rest`: all but those. Halves divide the split by `halves`."""
     spans: tuple[Span, ...] = ()
+    halves: Halves = "city"
     num_images: Annotated[int, Field(strict=True, ge=1)] | None = None
     seed: int = 0
     holdout_fraction: float = 0.15
+
+    def describe(self) -> str:
+        """Return what tells these images from others of the same dataset: `val`, `val, first half by city`."""
+        if self.part not in ("first_half", "second_half"):
+            return self.split
+        return f"{self.split}, {self.part.replace('_', ' ')} by {self.halves}"
+
+
+def choose_val(halves: Literal["none"] | Halves, *, test: bool = False) -> ImageSet:
+    """Return what finished models are judged on: all of val, or one half of it where the other is kept as a test."""
+    if halves == "none":
+        return ImageSet(split="val")
+    return ImageSet(split="val", part="second_half" if test else "first_half", halves=halves)

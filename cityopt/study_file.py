@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from cityopt.config import StudyConfig
+from cityopt.config import PrunerConfig, SearchConfig, StudyConfig
 from cityopt.errors import ConfigError
-from cityopt.settings import STUDY_NAME, name_nearest, set_in_tree, validate
+from cityopt.promotion import PromotionConfig
+from cityopt.settings import STUDY_NAME, name_nearest, replace_settings, set_in_tree, validate
 
 
 class _Loader(yaml.SafeLoader):
@@ -131,3 +132,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
+    """Return a study with the settings of one training in place. Raises ConfigError: they cannot stand together.
+
+    Its search is left out: what holds for all trials (a range, the pruner's epochs) need not hold beside these values.
+    """
+    search = SearchConfig(pruner=PrunerConfig(name="none"))
+    return replace_settings(study.model_copy(update={"search": search, "promotion": PromotionConfig()}), settings)

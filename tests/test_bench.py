@@ -17,7 +17,7 @@ KEYS = ["name", "ours", "peer", "ratio", "unit", "target", "met"]
 ROWS = [
     *("help", "cached-input", "cached-sample", "train-step", "train-step-torchvision"),
     *("unet-step", "unet-input", "unet-labels"),
-    *("coordinator-trial-20", "coordinator-trial-30", "coordinator-growth"),
+    *("coordinator-trial-5", "coordinator-trial-10", "coordinator-growth"),
     *("validation-memory", "validation-memory-masks", "evaluate-memory"),
     *("semantic-confusion", "semantic-confusion-noise", "coco-segm", "coco-evaluator"),
     *("cityscapes-ap", "cityscapes-ap-growth", "point-rend", "paste", "paste-memory"),
@@ -93,6 +93,13 @@ def test_alternate_takes_turns_and_drops_the_first(load: Load, monkeypatch: pyte
     medians = measuring.alternate(sides, rounds=3)
     assert "".join(taken) == "abbaabba"
     assert medians == {"a": 4.0, "b": 3.0}  # a: 2, 5, 4; b: 1, 6, 3
+
+
+def test_process_of_its_own_gives_back_the_json_that_it_prints(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"peak": 1.5}')
+    assert load("measuring").run_alone("json.tool", tmp_path / "x.json") == {"peak": 1.5}
+    with pytest.raises(subprocess.CalledProcessError):
+        load("measuring").run_alone("json.tool", tmp_path / "none.json")
 
 
 def test_torchvision_peer_has_our_parameters(load: Load) -> None:

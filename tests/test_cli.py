@@ -200,7 +200,6 @@ def test_evaluate_prints_one_flat_object_or_tables(call, monkeypatch, tmp_path):
     [
         (("--limit", "0"), "`--limit` must be at least 1"),
         (("--protocol", "cocoa"), "Did you mean 'coco'"),
-        (("--split", "test"), "--export DIR"),
         (("--export", "README.md"), "new or empty"),
         ((), "no models yet"),
     ],

@@ -8,11 +8,13 @@ import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from cityopt.data.cityscapes import FrameFacts
+from cityopt.data.cityscapes import Frame, FrameFacts
 from cityopt.errors import DataError
 from cityopt.image_set import ImageSet
 
+Named = TypeVar("Named", FrameFacts, Frame)
 _LOG = logging.getLogger("cityopt")
 _DRAWS = 200
 """Random draws of cities among which the best holdout is taken."""
@@ -26,7 +28,7 @@ def pick_images(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[str]:
     city gives the last frames of its sequence instead, and a warning. `subset` is the rest. With `num_images` n, the
     choice for n is part of the choice for n + 1; every class is in it if n images can show them all, and cities share
     it in proportion. Of a holdout, `num_images` is the most it may have. `fold` is the frames of the rule's spans,
-    `rest` all others.
+    `rest` all others. Halves are those of `pick_half`.
 
     Raises DataError: no images, a single one to divide, spans that leave a side empty, or fewer than `num_images`.
     """
@@ -37,6 +39,8 @@ def pick_images(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[str]:
         )
     if image_set.part in ("fold", "rest"):
         chosen = _pick_side(chosen, image_set)
+    elif image_set.part in ("first_half", "second_half"):
+        chosen = pick_half(chosen, image_set)
     elif image_set.part != "all":
         holdout = _pick_holdout(chosen, image_set.holdout_fraction, image_set.seed)
         chosen = [fact for fact in chosen if (fact.name in holdout) == (image_set.part == "holdout")]
@@ -67,6 +71,39 @@ def _pick_side(facts: Sequence[FrameFacts], image_set: ImageSet) -> list[FrameFa
             f"{len(facts)}. Divide the split again with `cityopt crossval`."
         )
     return chosen
+
+
+def pick_half(frames: Sequence[Named], image_set: ImageSet) -> list[Named]:
+    """Return one half of a split's frames, in their order; both together are the split.
+
+    By `count`, the first half ends with the middle of the names. By `city`, the largest city comes first and each
+    other one, by size, goes to the smaller half; the first half is the one that has the first city by name.
+
+    Raises DataError: the other half would be empty.
+    """
+    if image_set.halves == "count":
+        first = set(sorted(frame.name for frame in frames)[: (len(frames) + 1) // 2])
+    else:
+        cities = _halve_cities(Counter(frame.city for frame in frames))
+        first = {frame.name for frame in frames if frame.city in cities}
+    if len(first) == len(frames):
+        what = "one image" if len(frames) == 1 else "one city"
+        raise DataError(
+            f"{image_set.split} must have two cities or images to be halved by {image_set.halves}, but has {what}. "
+            "Use `--set data.val_halves=count`, or none."
+        )
+    return [frame for frame in frames if (frame.name in first) == (image_set.part == "first_half")]
+
+
+def _halve_cities(sizes: Mapping[str, int]) -> set[str]:
+    """Return the cities of the first half."""
+    halves: tuple[set[str], set[str]] = (set(), set())
+    totals = [0, 0]
+    for city in sorted(sizes, key=lambda city: (-sizes[city], city)):
+        side = int(totals[1] < totals[0])
+        halves[side].add(city)
+        totals[side] += sizes[city]
+    return halves[min(sizes) in halves[1]]
 
 
 def _pick_holdout(facts: Sequence[FrameFacts], fraction: float, seed: int) -> set[str]:

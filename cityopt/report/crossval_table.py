@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cityopt.labels import EVALUATED_LABELS
 from cityopt.report.tables import format_seconds, format_settings, format_value
+from cityopt.search.final_model import HEADLINES
 from cityopt.store import describe_option
 from cityopt.training.crossval import BLOCKS_REMARK
 
@@ -97,8 +98,8 @@ def describe_method(found: "CrossValidation") -> list[str]:
 
 def describe_final(final: "FinalModel") -> list[str]:
     """Return lines about the model that was trained on all images."""
-    wanted = ("val/semantic/miou", "val/cityscapes/ap", "val/coco/segm/ap")
-    scores = ", ".join(f"{name} {final.official[name]:.4f}" for name in wanted if name in final.official)
+    shown = [name for name in final.official if name.partition("/")[2] in HEADLINES]
+    scores = ", ".join(f"{name} {final.official[name]:.4f}" for name in shown)
     epochs = f"{final.epochs} epoch{'s' * (final.epochs != 1)}"
     return [
         f"{final.name}: trained on all training images for {epochs}, the mean of the folds' best",

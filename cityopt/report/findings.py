@@ -15,6 +15,7 @@ import optuna
 
 from cityopt.config import StudyConfig
 from cityopt.report.importance import Importance, measure_importance
+from cityopt.report.trainings import CrossvalRecord, StageRecord, read_last_crossval, read_stages
 from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import StudyStatus, TrialStatus, build_status
@@ -66,6 +67,7 @@ class PromotionRecord:
     folder: Path
     size: tuple[int, int]
     epochs: int
+    stages: tuple[StageRecord, ...] = ()
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -88,6 +90,7 @@ class Findings:
     facts: StudyFacts
     trials: tuple[TrialRecord, ...]
     promotion: PromotionRecord | None
+    crossval: CrossvalRecord | None
     importance: Importance
     environment: Mapping[str, Any]
     """Params of one trial: versions, machine, commit (`environment.…`) and image counts (`data.…`)."""
@@ -138,6 +141,7 @@ def read_findings(store: Path, name: str) -> Findings:
         facts=facts,
         trials=trials,
         promotion=_read_promotion(store, study.user_attrs.get(PROMOTIONS, [])),
+        crossval=read_last_crossval(store, study.user_attrs, config.search.metric, config.search.direction),
         importance=measure_importance(status.trials, config.search.space, config.search.direction),
         environment=_read_environment(trials),
         is_live=is_live,
@@ -172,6 +176,7 @@ def _describe_promotion(store: Path, entry: dict[str, Any]) -> PromotionRecord:
         folder=folder,
         size=(height, width),
         epochs=entry["config"]["training"]["epochs"],
+        stages=read_stages(store, entry),
     )
 
 

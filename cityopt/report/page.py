@@ -16,6 +16,7 @@ from cityopt.report.origin import write_anchors, write_command, write_dataset, w
 from cityopt.report.pictures import write_pictures
 from cityopt.report.quality import write_class_scores, write_promotion, write_size_scores
 from cityopt.report.search_space import write_importance, write_scatters
+from cityopt.report.trainings import write_crossval
 from cityopt.report.trials import write_curves, write_device_time, write_failures, write_leaderboard
 from cityopt.report.verdict import write_head
 
@@ -37,6 +38,7 @@ PARTS = (
     Part("curves", "How did the trials learn?", write_curves),
     Part("outcomes", "Where did the time go, and what failed?", lambda findings: _write_time(findings)),
     Part("promotion", "What did full training bring?", write_promotion),
+    Part("folds", "How much does the score depend on the images?", lambda findings: _write_folds(findings)),
     Part("classes", "What does the model find, class by class?", lambda findings: _write_quality(findings)),
     Part("confusion", "Which classes are taken for which?", write_confusion),
     Part("pictures", "What does that look like?", write_pictures),
@@ -78,6 +80,10 @@ def _write_html_head(findings: Findings) -> Markup:
 def _write_settings(findings: Findings) -> Markup:
     heading = tag("h3", "Score against each setting")
     return join([write_importance(findings), heading, write_scatters(findings)])
+
+
+def _write_folds(findings: Findings) -> Markup | None:
+    return write_crossval(findings.crossval, findings.config.search.metric)
 
 
 def _write_time(findings: Findings) -> Markup:

@@ -23,7 +23,8 @@ from cityopt.tracking.run_folder import ARTIFACTS
 OVERLAYS = "overlays"
 WIDTH_PX, QUALITY, MAX_PICTURES = 1400, 80, 4
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_RANKED = re.compile(r"\d+_f1-(?P<f1>[\d.]+)_(?P<image>.+)")
+_RANKED = re.compile(r"\d+_(?P<measure>f1|miou)-(?P<score>[\d.]+)_(?P<image>.+)")
+_MEASURES = {"f1": "F1", "miou": "mean IoU"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def choose_galleries(findings: Findings) -> list[Gallery]:
         folder = promotion.folder / ARTIFACTS / OVERLAYS
         where = f"{promotion.name} on val, "
         by = f"by F1 (detections of score {SCORE:g} or more, masks’ IoU {MIN_IOU:g} or more)"
+        if findings.config.model.task == "semantic":
+            by = "by mean IoU over the classes that they show or are said to show"
         ranked = [Gallery(f"{where}{name} images {by}", _list_pictures(folder / name)) for name in ("best", "worst")]
         if all(gallery.paths for gallery in ranked):
             return ranked
@@ -116,7 +119,7 @@ def _write_figure(path: Path) -> Markup | None:
     except (OSError, UnidentifiedImageError, ValueError):
         return None
     ranked = _RANKED.fullmatch(path.stem)
-    caption = f"{ranked['image']}, F1 {ranked['f1']}" if ranked else path.stem
+    caption = f"{ranked['image']}, {_MEASURES[ranked['measure']]} {ranked['score']}" if ranked else path.stem
     width, height = small.size
     said = f"Detections beside the ground truth of {caption}"
     picture = void("img", src=small.uri, width=width, height=height, alt=said)

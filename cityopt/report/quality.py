@@ -9,6 +9,7 @@ from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, signed, tag
 from cityopt.report.protocols import SIZES, describe_metric, list_class_scores, list_size_scores
 from cityopt.report.tables import format_value
+from cityopt.report.trainings import write_stages
 
 _MAX_COLUMNS = 4
 _SHOWN = ("coco/segm/ap", "coco/segm/ap50", "cityscapes/ap", "cityscapes/ap50", "semantic/iou", "semantic/f1")
@@ -95,7 +96,7 @@ def write_promotion(findings: Findings) -> Markup | None:
     head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
     said = tag("p", promotion.message, class_="note") if promotion.message else ""
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
-    return join([said, table])
+    return join([said, table, write_stages(promotion.stages)])
 
 
 def list_sources(findings: Findings) -> list[Source]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cityopt.config import RunConfig
 from cityopt.image_set import ImageSet
-from cityopt.search.plan import JUDGES, VAL
+from cityopt.search.plan import JUDGES
 from cityopt.search.single import SingleTraining
 from cityopt.store import run_folder
 from cityopt.tracking.run_folder import BEST, read_records
@@ -48,12 +48,12 @@ def compare_with_trial(
         on_count = observer.reporter(f"judging {prefix.replace('/', ' on ')}")
         return score_checkpoint(checkpoint, run, images, prefix=prefix, on_count=on_count)
 
-    found = score(trial, VAL, "trial/val") | score(trial, holdout, "trial/holdout")
+    found = score(trial, run.validation_set, "trial/val") | score(trial, holdout, "trial/holdout")
     found |= score(folder / BEST, holdout, "promoted/holdout")
     known = {name: value for name, value in found.items() if math.isfinite(value)}
     tracker = training.open_tracker(run_id)
     tracker.log_metrics(known, step=run.training.epochs)
-    draw_checkpoint(folder / BEST, run, VAL, tracker, on_count=observer.reporter("ranking val's images"))
+    draw_checkpoint(folder / BEST, run, run.validation_set, tracker, on_count=observer.reporter("ranking val's images"))
     own = [record.metrics[metric] for record in read_records(folder)[0] if metric in record.metrics]
     note = "the promoted model has trained on these images"
     return (

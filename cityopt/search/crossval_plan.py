@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import RunConfig, StudyConfig, settle_training
+from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder, choose_root
 from cityopt.dimension import Scalar
 from cityopt.errors import DataError
@@ -38,6 +38,7 @@ from cityopt.search.study import (
 )
 from cityopt.search.sweep import build_facts, warn_of_frozen_noise
 from cityopt.settings import replace_section, replace_settings
+from cityopt.study_file import settle_training
 from cityopt.training.crossval import Division, divide_frames
 from cityopt.training.dataset import Survey, check_fingerprint, survey_dataset
 from cityopt.training.objective import check_objective

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.config import RunConfig
-from cityopt.image_set import ImageSet
+from cityopt.image_set import ImageSet, choose_val
 from cityopt.search.comparison import choose_judge
-from cityopt.search.plan import VAL
 from cityopt.search.registration import register_result
 from cityopt.search.single import SingleTraining
 from cityopt.settings import replace_section
@@ -23,6 +22,8 @@ from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, Status, read_records, read_status
 
 PREFIX = "official"
+HEADLINES = ("semantic/miou", "cityscapes/ap", "coco/segm/ap")
+"""The scores that stand for a model's others, behind the images that they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def build_final(fold: RunConfig, name: str, best_epochs: Sequence[int], *, threa
         kind="final",
         threads=threads,
         train_set=ImageSet(split="train"),
-        validation_set=VAL,
+        validation_set=choose_val(fold.data.val_halves),
         keep="last",
         stop_epoch=math.floor(mean + 0.5),
     )
@@ -107,7 +108,7 @@ def _judge(training: SingleTraining, run: RunConfig, run_id: str) -> dict[str, f
         str(run_folder(training.store, run_id) / BEST),
         store=training.store,
         data=run.data.root,
-        split=VAL.split,
+        split="val",
         device=run.device,
         on_progress=training.observer.show_preparation,
     )
@@ -119,5 +120,4 @@ def _judge(training: SingleTraining, run: RunConfig, run_id: str) -> dict[str, f
 
 def _choose(official: dict[str, float]) -> dict[str, float]:
     """Return the official numbers that the registry shows."""
-    wanted = ("val/semantic/miou", "val/cityscapes/ap", "val/coco/segm/ap")
-    return {f"{PREFIX}.{name}": official[name] for name in wanted if name in official}
+    return {f"{PREFIX}.{name}": value for name, value in official.items() if name.partition("/")[2] in HEADLINES}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import RunConfig, StudyConfig, Task, settle_training
+from cityopt.config import RunConfig, StudyConfig, Task
 from cityopt.data.roots import cache_folder
 from cityopt.data.synthetic import RECIPE_FILE
 from cityopt.errors import ConfigError, DataError
-from cityopt.image_set import ImageSet
+from cityopt.image_set import ImageSet, choose_val
 from cityopt.promotion import FROM_WEIGHTS, StageConfig
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
@@ -23,8 +23,8 @@ from cityopt.search.pretrained import fetch_start, settle_path
 from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus
 from cityopt.settings import replace_section
+from cityopt.study_file import settle_training
 
-VAL = ImageSet(split="val", part="all")
 _RATE = "training.learning_rate"
 JUDGES: Mapping[Task, tuple[str, str]] = {
     "instance": ("val/coco/segm/ap", "maximize"),
@@ -76,7 +76,7 @@ def plan_promotion(
         model=config.model,
         training=config.training,
         train_set=ImageSet(split="train", part="all", seed=config.seed),
-        validation_set=VAL,
+        validation_set=choose_val(config.data.val_halves),
         metric=config.search.metric,
         direction=config.search.direction,
         keep="last",

@@ -55,7 +55,7 @@ def register_result(
         "metric": metric,
         "value": value,
         "fingerprint": run.fingerprint,
-        "split": run.validation_set.split,
+        "split": run.validation_set.describe(),
         "size": "x".join(map(str, run.data.size)),
         "run_id": run_id,
     }

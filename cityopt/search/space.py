@@ -7,12 +7,13 @@ from typing import cast
 
 import optuna
 
-from cityopt.config import AnchorTable, ModelConfig, RunConfig, StudyConfig, settle_training
+from cityopt.config import AnchorTable, ModelConfig, RunConfig, StudyConfig
 from cityopt.dimension import Dimension, Scalar
 from cityopt.image_set import ImageSet
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 from cityopt.settings import replace_section
+from cityopt.study_file import settle_training
 
 
 def sample_settings(trial: optuna.trial.BaseTrial, space: Mapping[str, Dimension]) -> dict[str, Scalar]:

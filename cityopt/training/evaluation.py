@@ -15,10 +15,12 @@ import torch
 from cityopt.config import RunConfig, Task
 from cityopt.data.cityscapes import Frame, check_completeness, index_split
 from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
+from cityopt.data.subset import pick_half
 from cityopt.errors import ConfigError, DataError, StoreError
 from cityopt.evaluation.export import check_export, open_export
 from cityopt.evaluation.full_resolution import judge_frames
 from cityopt.evaluation.protocols import open_judges, parse_protocols
+from cityopt.image_set import choose_val
 from cityopt.models.segmentation_model import SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
@@ -85,7 +87,8 @@ def run_evaluation(
         model: A checkpoint file, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or an MLflow run's id.
         store: Folder that holds all state.
         data: The dataset's root, or `synthetic`; else the one that the model was trained on.
-        split: train, val or test; test has no labels, and can only be exported.
+        split: train, val or test; test has no labels, and can only be exported. Of a model whose study halves val
+            (`data.val_halves`), val is the half that it was chosen on and test the other one.
         protocols: Names with commas between them; None takes all that the split's labels allow.
         export: New or empty folder.
         limit: Take the first images by name only.
@@ -99,19 +102,23 @@ def run_evaluation(
         TrainingError: `oom`.
         WeightsError: a broken checkpoint, or one that does not fit the network of its config.
     """
-    choose_protocols(split, protocols, export)
+    if split != "test":
+        choose_protocols(protocols, export, has_labels=True)
     _check_limit(limit)
     if export is not None:
         check_export(export)
     chosen = resolve_device(device)
     network, config = load_model(resolve_checkpoint(store, model))
     check_classes(config, model)
-    names = choose_protocols(split, protocols, export, network.task)
+    is_halved = split in ("val", "test") and config.data.val_halves != "none"
+    names = choose_protocols(protocols, export, network.task, has_labels=is_halved or split != "test")
     root = _open_root(data, config, store, on_progress)
-    frames = index_split(root, split)
-    check_completeness(root, split, frames)
-    part, seen = frames[:limit], config.data.size
-    asked = Evaluation(model, root, split, len(part), len(frames), (), seen, names, {}, export, network.task)
+    frames = index_split(root, "val" if is_halved else split)
+    check_completeness(root, "val" if is_halved else split, frames)
+    if is_halved:
+        frames = pick_half(frames, choose_val(config.data.val_halves, test=split == "test"))
+    part, seen, shown = frames[:limit], config.data.size, f"{split}_half" if is_halved else split
+    asked = Evaluation(model, root, shown, len(part), len(frames), (), seen, names, {}, export, network.task)
     set_threads(config.threads)
     with repeatable(chosen), naming_failures("Take a device with more memory, or --device cpu."):
         return _judge(asked, network.to(chosen), part, chosen, on_progress)
@@ -152,19 +159,22 @@ def _check_limit(limit: int | None) -> None:
         raise ConfigError(f"`--limit` must be at least 1, but got {limit}. Leave it out to take all images.")
 
 
-def choose_protocols(split: str, text: str | None, export: Path | None, task: Task = "instance") -> tuple[str, ...]:
+def choose_protocols(
+    text: str | None, export: Path | None, task: Task = "instance", *, has_labels: bool
+) -> tuple[str, ...]:
     """Return the names of the protocols that are meant: by default all, and none where there are no labels.
 
     Raises ConfigError: an unknown name. Raises DataError: test, whose labels are dummies, with a protocol or without
     anything to export.
     """
     names = parse_protocols(text, task)
-    if split != "test":
+    if has_labels:
         return names
     if text is not None or export is None:
         raise DataError(
             "a split must have labels to be scored, but those of test are dummies. Use `--split val`, or give "
-            "`--export DIR` and no `--protocol`: test is then predicted and written as it is submitted."
+            "`--export DIR` and no `--protocol`: test is then predicted and written as it is submitted. "
+            "(A study with `data.val_halves` keeps a half of val as its test.)"
         )
     return ()
 

@@ -11,7 +11,7 @@ from cityopt.data.cache import ImageCache
 from cityopt.data.cityscapes import OnCount
 from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
 from cityopt.image_set import ImageSet
-from cityopt.models.segmentation_model import InstanceModel, SegmentationModel
+from cityopt.models.segmentation_model import SegmentationModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.checkpoint import load_model
@@ -42,12 +42,12 @@ def score_checkpoint(
 def draw_checkpoint(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, tracker: Tracker, *, on_count: OnCount | None = None
 ) -> list[ImageScore]:
-    """Write what a checkpoint does best and worst as `write_gallery` does; of a semantic model, nothing.
+    """Write what a checkpoint does best and worst as `write_gallery` does.
 
     Raises DataError, WeightsError.
     """
     with _open_scored(checkpoint, config, image_set, on_count) as (model, cache, device):
-        return write_gallery(tracker, model, cache, device, on_count) if isinstance(model, InstanceModel) else []
+        return write_gallery(tracker, model, cache, device, on_count)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,13 @@ NUM_FILES = 4
 
 
 def bench_evaluate_memory(*, quick: bool) -> list[Row]:
-    """Measure each side in a process of its own; quick: 8 images of 512 x 256."""
+    """Measure each side in a process of its own; quick: one process, 8 images of 512 x 256."""
     num_images, height = (8, 256) if quick else (500, 1024)
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), (height, 2 * height))
         write_files(Path(folder) / "tiny", TINY)
-        ours, peer = (run_alone(__name__, side, folder, num_images, height) for side in ("ours", "peer"))
+        measure = measure_rise if quick else partial(run_alone, __name__)
+        ours, peer = (measure(side, folder, num_images, height) for side in ("ours", "peer"))
     unit = (
         f"GB above the loaded libraries, {num_images} images of {2 * height} x {height}, {DETECTIONS} detections each, "
         "the network left out; ours: all protocols; peer: pycocotools' mask AP"
@@ -50,16 +52,14 @@ def bench_evaluate_memory(*, quick: bool) -> list[Row]:
     return [Row("evaluate-memory", ours, peer, unit, Bound("ours", "<=", 4))]
 
 
-def main() -> None:
-    """Measure one side in this process and print its rise in memory as JSON."""
-    side, folder, num_images, height = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    size = (height, 2 * height)
+def measure_rise(side: str, folder: str, num_images: int, height: int) -> float:
+    """Run one side in this process and return how far it raised its memory, in GB."""
     run = {"ours": run_ours, "peer": run_peer}[side]
-    run(list_frames(folder / "tiny", 1), TINY)  # libraries load their code when it is first needed
+    run(list_frames(Path(folder) / "tiny", 1), TINY)  # libraries load their code when it is first needed
     loaded = measure_memory_gib() * GIB / 1e9
-    run(list_frames(folder, num_images), size)
+    run(list_frames(Path(folder), num_images), (height, 2 * height))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    print(json.dumps(max(0.0, peak - loaded)))
+    return max(0.0, peak - loaded)
 
 
 class Inventor(SegmentationModel):
@@ -138,4 +138,4 @@ def run_peer(frames: list[Frame], size: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure_rise(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

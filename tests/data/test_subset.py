@@ -217,3 +217,27 @@ def test_fold_is_refused_when_a_side_is_empty(part: str, cities: list[str]) -> N
     image_set = ImageSet.model_validate({"part": part, "spans": [{"city": city} for city in cities]})
     with pytest.raises(DataError, match="a fold must hold frames of train and leave some"):
         pick_images(facts, image_set)
+
+
+CITYSCAPES_VAL = {"frankfurt": 267, "lindau": 59, "munster": 174}
+
+
+@pytest.mark.parametrize(
+    ("halves", "first", "second"),
+    [("city", {"frankfurt": 267}, {"lindau": 59, "munster": 174}), ("count", 250, 250)],
+)
+def test_halves_of_the_real_val_are_the_published_ones(halves: str, first: object, second: object) -> None:
+    facts = make_facts(0, CITYSCAPES_VAL)
+    rules = [ImageSet(part=part, halves=halves) for part in ("first_half", "second_half")]
+    sides = [pick_images(facts, rule) for rule in rules]
+    assert sorted(sides[0] + sides[1]) == sorted(fact.name for fact in facts)
+    for side, wanted in zip(sides, (first, second), strict=True):
+        counts = {city: sum(city_of(name) == city for name in side) for city in sorted({*map(city_of, side)})}
+        assert counts == wanted if isinstance(wanted, dict) else len(side) == wanted
+    assert max(sides[0]) < min(sides[1])  # of each kind here: frankfurt comes first
+    assert [pick_images(facts[::-1], rule) for rule in rules] == sides
+
+
+def test_half_is_refused_when_there_is_one_city() -> None:
+    with pytest.raises(DataError, match=r"two cities or images to be halved by city, but has one city.*count"):
+        pick_images(make_facts(0, {"lund": 9}), ImageSet(part="second_half", halves="city"))

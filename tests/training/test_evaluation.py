@@ -168,6 +168,25 @@ def test_bad_options_are_refused_with_what_would_do(evaluate, options, error, te
         evaluate(**options)
 
 
+def test_halves_of_val_are_judged_apart_when_the_study_keeps_one_as_a_test(checkpoint, large_tree, tmp_path):
+    """Each half is what `--limit` shows of it or leaves out; both together have the instances of all."""
+    _, config = load_model(checkpoint)
+    config = config.model_copy(update={"data": replace_section(config.data, val_halves="count")})
+    path = save(tmp_path / "halved.pt", config, load_model(checkpoint)[0])
+    found = {split: run_evaluation(str(path), store=tmp_path / "store", split=split) for split in ("val", "test")}
+    assert [(it.split, it.num_images, it.num_in_split) for it in found.values()] == [
+        ("val_half", 2, 2),
+        ("test_half", 2, 2),
+    ]
+    whole = run_evaluation(str(checkpoint), store=tmp_path / "store", limit=2)
+    first = {name.removeprefix("val_half/"): value for name, value in found["val"].metrics.items()}
+    assert first == pytest.approx({k.removeprefix("val_first_2/"): v for k, v in whole.metrics.items()}, nan_ok=True)
+    assert all(name.startswith("test_half/") for name in found["test"].metrics)
+    run_evaluation(str(path), store=tmp_path / "store", split="test", export=tmp_path / "export")
+    exported = {Path(line).name for line in map(str, (tmp_path / "export").rglob("*.txt"))}
+    assert any(NAMES[2] in name for name in exported) and not any(NAMES[0] in name for name in exported)
+
+
 @pytest.fixture
 def own_tree(large_tree, tmp_path) -> Path:
     return Path(shutil.copytree(large_tree, tmp_path / "tree"))

@@ -2,14 +2,16 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from cityopt.config import RunConfig
 from cityopt.data.cityscapes import FrameFacts
+from cityopt.labels import BY_NAME, EVALUATED_LABELS, LABELS
 from cityopt.models.build import build_model
-from cityopt.models.masks import Prediction
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.tracking.run_folder import RunFolder
 from cityopt.training import samples
 from cityopt.training.dataset import prepare_data
@@ -57,7 +59,7 @@ def test_gallery_ranks_images_and_draws_the_best_and_the_worst(config: RunConfig
     ranking = write_gallery(RunFolder(tmp_path), build_model(config.model), data.train, torch.device("cpu"))
     names = data.train.names
     assert [score.name for score in ranking][:3] == [names[2], names[0], names[3]]
-    assert [score.f1 for score in ranking] == [0.0, 2 / 3, 2 / 3, 1.0, 1.0, 1.0]
+    assert [score.value for score in ranking] == [0.0, 2 / 3, 2 / 3, 1.0, 1.0, 1.0]
     folder = tmp_path / "artifacts" / "overlays"
     assert sorted(path.name for path in (folder / "worst").iterdir()) == [
         f"01_f1-0.00_{names[2]}.jpg",
@@ -69,3 +71,46 @@ def test_gallery_ranks_images_and_draws_the_best_and_the_worst(config: RunConfig
     ]
     rows = (folder / "images.csv").read_text().splitlines()
     assert rows[0] == "image,f1,found,false,missed" and rows[2] == f"{names[0]},0.666667,1,0,1" and len(rows) == 7
+
+
+def mean_iou(truth: np.ndarray, found: np.ndarray) -> float:
+    """The slow way: class by class, over the pixels that count."""
+    counted = ~np.isin(truth, [label.id for label in LABELS if label.ignore_in_eval])
+    ious = []
+    for label in EVALUATED_LABELS:
+        there, said = (truth == label.id) & counted, (found == label.id) & counted
+        if (there | said).any():
+            ious.append((there & said).sum() / (there | said).sum())
+    return float(np.mean(ious))
+
+
+def test_gallery_of_a_semantic_model_ranks_by_the_mean_iou_of_the_image(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps that are right but for a share of the background, which grows from image to image."""
+    data = prepare_data(config)
+    model = build_model(config.model.model_copy(update={"family": "unet", "weights": "none", "freeze_depth": 0}))
+    wanted = {}
+
+    def predict(model, cache, indices, **_):
+        for index in indices:
+            raster = np.asarray(cache.instances[index])
+            truth = np.where(raster >= 1000, raster // 1000, raster).astype(np.uint8)
+            found = truth.copy()
+            background = np.flatnonzero(raster < 1000)
+            found.flat[background[: index * len(background) // len(cache)]] = BY_NAME["sidewalk"].id
+            wanted[cache.names[index]] = mean_iou(truth, found)
+            yield index, SemanticMap(found)
+
+    monkeypatch.setattr(samples, "predict_images", predict)
+    monkeypatch.setattr(samples, "NUM_RANKED", 2)
+    ranking = write_gallery(RunFolder(tmp_path), model, data.train, torch.device("cpu"))
+    assert {score.name: score.value for score in ranking} == pytest.approx(wanted)
+    assert len({round(value, 6) for value in wanted.values()}) > 2
+    folder = tmp_path / "artifacts" / "overlays"
+    worst = ranking[0].name
+    assert wanted[worst] == min(wanted.values())
+    assert (folder / "worst" / f"01_miou-{wanted[worst]:.2f}_{worst}.jpg").is_file()
+    assert len(list((folder / "best").iterdir())) == 2
+    rows = (folder / "images.csv").read_text().splitlines()
+    assert rows[:2] == ["image,miou", f"{worst},{wanted[worst]:.6f}"] and len(rows) == 1 + len(data.train)
