@@ -53,7 +53,8 @@ def write_pictures(findings: Findings) -> Markup:
     ]
     if not parts:
         return tag("p", "No run has drawn pictures yet.", class_="empty")
-    note = "Detections on the left, what is there on the right, classes in the Cityscapes palette. Click to enlarge."
+    found = "Detections" if findings.config.model.task == "instance" else "Predicted classes"
+    note = f"{found} on the left, what is there on the right, classes in the Cityscapes palette. Click to enlarge."
     return join([tag("p", note, class_="note"), *parts])
 
 

@@ -71,16 +71,18 @@ def write_gallery(
 ) -> list[ImageScore]:
     """Rank all images of a cache, write the best and the worst, and return the ranking, the worst first.
 
-    Images without an error are no worst ones, and those where nothing was found no best ones.
+    Images without an error are no worst ones, and those where nothing was found no best ones; of few images, each side
+    has a half.
     """
     measure = "f1" if model.task == "instance" else "miou"
     ranking = rank_images(model, cache, device, on_count)
-    worst = [score for score in ranking if score.value < 1][:NUM_RANKED]
+    count = min(NUM_RANKED, (len(ranking) + 1) // 2)
+    worst = [score for score in ranking if score.value < 1][:count]
     rest = sorted(
         (score for score in ranking if (score.num_found or model.task == "semantic") and score not in worst),
         key=lambda score: (-score.value, -score.num_found, score.name),
     )
-    ranked = {"worst": worst, "best": rest[:NUM_RANKED]}
+    ranked = {"worst": worst, "best": rest[:count]}
     names = {
         score.index: f"{side}/{rank:02d}_{measure}-{score.value:.2f}_{score.name}"
         for side, scores in ranked.items()

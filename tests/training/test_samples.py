@@ -112,5 +112,9 @@ def test_gallery_of_a_semantic_model_ranks_by_the_mean_iou_of_the_image(
     assert wanted[worst] == min(wanted.values())
     assert (folder / "worst" / f"01_miou-{wanted[worst]:.2f}_{worst}.jpg").is_file()
     assert len(list((folder / "best").iterdir())) == 2
+    monkeypatch.setattr(samples, "NUM_RANKED", 100)
+    write_gallery(RunFolder(tmp_path / "few"), model, data.train, torch.device("cpu"))
+    few = tmp_path / "few" / "artifacts" / "overlays"
+    assert [len(list((few / side).iterdir())) for side in ("worst", "best")] == [3, 3]  # a half of six each
     rows = (folder / "images.csv").read_text().splitlines()
     assert rows[:2] == ["image,miou", f"{worst},{wanted[worst]:.6f}"] and len(rows) == 1 + len(data.train)
