@@ -45,14 +45,12 @@ def load_study(
     path = find_study(source)
     tree = _read_tree(path, seen=())
     tree.setdefault("name", path.stem)
-    for setting in settings:
-        key, value = parse_setting(setting)
-        set_in_tree(StudyConfig, tree, key, value)
-    for key, value in (extra or {}).items():
+    changes = [*map(parse_setting, settings), *(extra or {}).items()]
+    for key, value in changes:
         set_in_tree(StudyConfig, tree, key, value)
     if name is not None:
         tree["name"] = name
-    return validate(StudyConfig, tree, origin=str(path))
+    return validate(StudyConfig, tree, origin=f"{path} and the command line" if changes else str(path))
 
 
 def find_study(source: str) -> Path:

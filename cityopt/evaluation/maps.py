@@ -34,7 +34,7 @@ def draw_maps(image: NDArray[np.uint8], label_ids: NDArray[np.uint8], raster: ND
     truth = None
     if raster is not None:
         truth = find_label_ids(raster)
-        panels.append(_draw_panel(image, truth, "ground truth"))
+        panels.append(_draw_panel(image, truth, "ground truth; below, the IoU of each class on this image"))
     width = sum(panel.width for panel in panels) + GAP_PX * (len(panels) - 1)
     legend = _draw_legend(label_ids, truth, width)
     strip = Image.new("RGB", (width, panels[0].height + legend.height), DARK)

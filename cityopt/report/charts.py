@@ -147,7 +147,8 @@ def _draw_frame(
     for value, label in ticks:
         x = number(x_axis.place(value))
         parts.append(void("line", class_="grid", x1=x, x2=x, y1=floor, y2=floor + 4))
-        parts.append(tag("text", label, class_="tick", x=x, y=floor + 17, text_anchor="middle"))
+        text = f"{value:.0f}" if whole_x else label
+        parts.append(tag("text", text, class_="tick", x=x, y=floor + 17, text_anchor="middle"))
     parts.append(void("line", class_="axis", x1=number(left), x2=number(right), y1=floor, y2=floor))
     parts.append(tag("text", x_label, class_="name", x=number(right), y=height - 5, text_anchor="end"))
     parts.append(tag("text", y_label, class_="name", x=0, y=12, text_anchor="start"))

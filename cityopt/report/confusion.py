@@ -22,8 +22,8 @@ def write_confusion(findings: Findings) -> Markup | None:
         except (OSError, DataError):
             continue
         note = (
-            f"{name}: each row is a class of the ground truth, in percent of its pixels; a bright diagonal is right. "
-            "Classes that these images do not show are left out."
+            f"{name}: each row is a class of the ground truth, each column what was predicted, in percent of the row’s "
+            "pixels; a bright diagonal is right. Classes that these images do not show are left out."
         )
         return join([tag("p", note, class_="note"), _write_matrix(pixels)])
     return None

@@ -115,6 +115,16 @@ class Findings:
         return sum(trial.status.state in ("complete", "pruned", "failed") for trial in self.trials)
 
     @property
+    def num_begun(self) -> int:
+        """Trials that ended or have a run: not those that wait in line."""
+        return sum(trial.status.state != "waiting" or trial.status.run_id is not None for trial in self.trials)
+
+    @property
+    def num_asked(self) -> int:
+        """Trials that the study was to have, or more if it has them."""
+        return max(self.config.search.trials, self.num_begun)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether trials ran on CUDA."""
         return bool(self.environment.get("environment.cuda"))

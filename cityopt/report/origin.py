@@ -109,7 +109,7 @@ def build_command(findings: Findings) -> str:
     """Return a shell command that runs the study anew, from its YAML in `sweeps/` or from the page's settings."""
     config = findings.config
     words = ["cityopt", "sweep", "--study", config.name if is_shipped(findings) else f"./{config.name}.yaml"]
-    words += ["--trials", str(max(config.search.trials, len(findings.trials)))]
+    words += ["--trials", str(findings.num_asked)]
     if config.data.root != SYNTHETIC:
         words += ["--data", findings.facts.root]
     if config.threads is None:  # scores on a CPU depend on them

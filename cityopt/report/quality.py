@@ -50,7 +50,9 @@ def write_class_scores(findings: Findings) -> Markup:
     names += sorted(found - set(names))
     keys = {name: _write_class_key(name) for name in names}
     missing = [name for name in names if name not in found]
-    note = f"A dash: these images hold nothing to find ({', '.join(missing)})." if missing else ""
+    nowhere = f" ({', '.join(missing)} in none of them)" if missing else ""
+    has_gaps = any(name not in column.scores for column in columns for name in names)
+    note = f"A dash: a column’s images hold nothing of that class to find{nowhere}." if has_gaps else ""
     return join(
         [_write_grounds(findings), _write_table("class", keys, columns), tag("p", note, class_="note") if note else ""]
     )
@@ -96,7 +98,7 @@ def write_promotion(findings: Findings) -> Markup | None:
     head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
     said = tag("p", promotion.message, class_="note") if promotion.message else ""
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
-    return join([said, table, write_stages(promotion.stages)])
+    return join([said, tag("div", table, class_="scroll"), write_stages(promotion.stages)])
 
 
 def list_sources(findings: Findings) -> list[Source]:
@@ -136,7 +138,8 @@ def _write_table(what: str, keys: Mapping[str, Markup], columns: list[Column]) -
             _write_score(column.scores.get(name), top, name, first=place == 0) for place, column in enumerate(columns)
         ]
         rows.append(tag("tr", tag("th", key, scope="row"), *cells))
-    return tag("table", tag("thead", tag("tr", *headings)), tag("tbody", *rows), class_="small-table scores")
+    table = tag("table", tag("thead", tag("tr", *headings)), tag("tbody", *rows), class_="small-table scores")
+    return tag("div", table, class_="scroll")
 
 
 def _write_score(score: float | None, top: float, name: str, *, first: bool) -> Markup:

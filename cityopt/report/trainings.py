@@ -136,4 +136,5 @@ def _format_spread(values: Sequence[float]) -> str:
 
 def _write_table(headings: Sequence[str], rows: Sequence[Markup]) -> Markup:
     head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
-    return tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
+    return tag("div", table, class_="scroll")

@@ -159,7 +159,8 @@ def _cell_class(heading: str) -> str | None:
 
 def _list_curve_metrics(findings: Findings) -> list[str]:
     objective = findings.status.metric
-    return list(dict.fromkeys([objective, "val/coco/segm/ap", "val/coco/segm/ap50", "train/loss/total"]))[:3]
+    usual = {"instance": ["val/coco/segm/ap", "val/coco/segm/ap50"], "semantic": ["val/semantic/miou"]}
+    return list(dict.fromkeys([objective, *usual[findings.config.model.task], "train/loss/total"]))[:3]
 
 
 def _build_line(findings: Findings, trial: TrialRecord, metric: str) -> Line:

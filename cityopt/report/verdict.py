@@ -47,11 +47,10 @@ def write_head(findings: Findings) -> Markup:
 
 def describe_state(findings: Findings) -> str:
     """Return how far the study is, as a sentence."""
-    ended = findings.num_ended
-    asked = max(findings.config.search.trials, len(findings.trials))
+    ended, asked = findings.num_ended, findings.num_asked
     if findings.is_live:
         return f"At work: {ended} of {asked} trials have ended; this page shows the state so far."
-    if ended < asked or findings.status.counts["waiting"]:
+    if ended < asked:
         return f"Stopped after {ended} of {asked} trials; the same command goes on."
     return f"Finished: all {ended} trials have ended." if ended != 1 else "Finished: its one trial has ended."
 
@@ -71,8 +70,8 @@ def format_setting_list(trial: TrialRecord) -> str:
 
 
 def name_time(findings: Findings) -> str:
-    """Return what the device's time is called."""
-    return "GPU time" if findings.on_gpu else "CPU time"
+    """Return what the time that trainings took is called; it is wall time either way."""
+    return "GPU time" if findings.on_gpu else "training time"
 
 
 def _praise(findings: Findings, best: TrialRecord) -> str:
@@ -113,7 +112,7 @@ def _tell_cost(findings: Findings) -> str:
         for state in ("pruned", "failed")
         if total and (seconds := sum(t.seconds for t in findings.trials if t.status.state == state))
     ]
-    count = len(findings.trials)
+    count = findings.num_begun
     trials = "1 trial" if count == 1 else f"{count} trials"
     return f"{trials} took {format_seconds(total)} of {name_time(findings)}" + "".join(f", {part}" for part in lost)
 
@@ -162,7 +161,7 @@ def _list_figures(findings: Findings) -> list[Markup]:
         difference = signed((best.status.value or 0.0) - first.value)
         figures.append(_write_figure("Gain" if better else "Difference", difference, f"over {what}"))
     counts = ", ".join(f"{count} {state}" for state, count in findings.status.counts.items() if count)
-    figures.append(_write_figure("Trials", str(len(findings.trials)), counts or "none yet"))
+    figures.append(_write_figure("Trials", str(findings.num_begun), counts or "none yet"))
     total = sum(trial.seconds for trial in findings.trials)
     figures.append(_write_figure(name_time(findings), format_seconds(total), "all trials together"))
     if findings.promotion is not None and findings.promotion.outcome == "complete":

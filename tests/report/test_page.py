@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 from fake_studies import (
     AP,
@@ -32,7 +33,7 @@ from cityopt.report.findings import read_findings
 from cityopt.report.origin import build_command, write_settings
 from cityopt.report.page import PARTS, write_page
 from cityopt.report.pictures import MAX_PICTURES, WIDTH_PX, encode_small
-from cityopt.search.study import lock_study
+from cityopt.search.study import lock_study, open_storage
 from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import Record
 
@@ -95,7 +96,7 @@ def test_class_scores_are_those_of_the_best_epoch_beside_the_promoted_models(pro
     for name in set(THING_NAMES) - {"train"}:
         scores = (trial[f"coco/segm/ap/class/{name}"], trial[f"coco/segm/ap50/class/{name}"])
         assert rows[name] == [f"{score:.4f}" for score in (*scores, full[f"coco/segm/ap/class/{name}"])]
-    assert rows["train"] == ["–"] * 3 and "nothing to find (train)" in promoted[1].sections["classes"].text
+    assert rows["train"] == ["–"] * 3 and "of that class to find (train in none of them)" in promoted[1].sections["classes"].text
     for size, area in (("small", "under 32² px"), ("large", "over 96² px")):
         assert rows[f"{size} {area}"] == [f"{s[f'coco/segm/ap_{size}']:.4f}" for s in (trial, full)]
 
@@ -302,3 +303,12 @@ def test_gain_is_what_is_better_in_the_direction_of_the_objective(tmp_path, firs
 def test_objective_may_be_any_metric_and_its_protocol_is_named(tmp_path):
     page = read(tmp_path, [Fate(grow(0.2))], metric="val/coco/bbox/ap50")
     assert "COCO box AP at IoU .5" in page.sections["header"].text and AP not in page.sections["header"].text
+
+
+def test_trials_that_wait_in_line_beyond_those_asked_for_are_not_counted(tmp_path):
+    config = make_study(tmp_path, [Fate(grow(0.2)), Fate(grow(0.3))], trials=2)
+    study = optuna.load_study(study_name=config.name, storage=open_storage(tmp_path))
+    study.enqueue_trial({})
+    page = PageReader(write_page(read_findings(tmp_path, config.name)))
+    assert "Finished: all 2 trials have ended" in page.sections["header"].text
+    assert "2 trials took" in page.sections["header"].text and "--trials 2" in page.sections["repeat"].text
