@@ -96,7 +96,10 @@ def test_class_scores_are_those_of_the_best_epoch_beside_the_promoted_models(pro
     for name in set(THING_NAMES) - {"train"}:
         scores = (trial[f"coco/segm/ap/class/{name}"], trial[f"coco/segm/ap50/class/{name}"])
         assert rows[name] == [f"{score:.4f}" for score in (*scores, full[f"coco/segm/ap/class/{name}"])]
-    assert rows["train"] == ["–"] * 3 and "of that class to find (train in none of them)" in promoted[1].sections["classes"].text
+    assert (
+        rows["train"] == ["–"] * 3
+        and "of that class to find (train in none of them)" in promoted[1].sections["classes"].text
+    )
     for size, area in (("small", "under 32² px"), ("large", "over 96² px")):
         assert rows[f"{size} {area}"] == [f"{s[f'coco/segm/ap_{size}']:.4f}" for s in (trial, full)]
 
