@@ -30,7 +30,10 @@ _KEEP_LATEST = (
     "WHERE (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)"
 )
 _INSERT_PARAM = "INSERT OR IGNORE INTO params (key, value, run_uuid) VALUES (?, ?, ?)"
-_SET_TAG = "INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+_SET_TAG = (
+    "INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?) "
+    "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value"
+)
 _NAME = re.compile(r"(?!\.{1,2}(/|$))[\w\-. :]+(/(?!\.{1,2}(/|$))[\w\-. :]+)*", re.ASCII)
 _LONGEST_NAME, _LONGEST_TEXT = 250, 6000
 _ACTS = "mlflow.runName"
