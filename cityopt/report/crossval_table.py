@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cityopt.search.final_model import FinalModel
     from cityopt.training.fold_scores import Spread
 
-_SHOWN = (
+SHOWN = (
     "val/semantic/miou",
     "val/semantic/f1_macro",
     "val/semantic/accuracy",
@@ -47,7 +47,7 @@ def print_crossval(console: Console, found: "CrossValidation") -> None:
 
 def build_fold_table(found: "CrossValidation") -> Table:
     """Lay out a row per fold and one of means, at the epoch that each fold keeps."""
-    columns = list(dict.fromkeys([found.metric, *(name for name in _SHOWN if name in found.spreads)]))
+    columns = list(dict.fromkeys([found.metric, *(name for name in SHOWN if name in found.spreads)]))
     table = Table(title="by fold, at its best epoch", title_justify="left", title_style="bold")
     for heading in ("fold", "validates on", "images", "trains on", "epoch", *columns, "time"):
         table.add_column(heading, justify="left" if heading == "validates on" else "right", overflow="fold")

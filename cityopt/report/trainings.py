@@ -1,11 +1,11 @@
 """What stands behind one number, in the report: the stages of a promotion, the folds of a cross-validation."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cityopt.report.crossval_table import SHOWN, format_spread
 from cityopt.report.markup import Markup, join, tag
 from cityopt.report.protocols import describe_metric
 from cityopt.report.tables import format_seconds, format_value
@@ -13,9 +13,7 @@ from cityopt.search.crossvalidation import CROSSVALS
 from cityopt.store import run_folder
 from cityopt.tracking.curves import merge_metrics, pick_epoch, sum_seconds
 from cityopt.tracking.run_folder import read_records
-
-_ALSO = ("val/semantic/miou", "val/coco/segm/ap", "val/coco/segm/ap50", "val/loss/total")
-"""Metrics of folds that have a column beside the objective, where they have them."""
+from cityopt.training.fold_scores import summarize_folds
 
 
 @dataclass(frozen=True)
@@ -106,17 +104,18 @@ def write_crossval(found: CrossvalRecord | None, metric: str) -> Markup | None:
         return None
     if not found.folds:
         return tag("p", f"{found.name} has not finished an epoch yet.", class_="empty")
-    columns = [metric, *(name for name in _ALSO if name != metric and all(name in f.metrics for f in found.folds))]
+    spreads = summarize_folds([fold.metrics for fold in found.folds], metric)
+    columns = list(dict.fromkeys([metric, *(name for name in SHOWN if name in spreads)]))
     rows = [
         tag(
             "tr",
             tag("th", f"fold {fold.number}", scope="row"),
             tag("td", str(fold.epoch)),
-            *(tag("td", format_value(fold.metrics[name])) for name in columns),
+            *(tag("td", format_value(fold.metrics.get(name))) for name in columns),
         )
         for fold in found.folds
     ]
-    means = [_format_spread([fold.metrics[name] for fold in found.folds]) for name in columns]
+    means = [format_spread(spreads[name], len(found.folds)) for name in columns]
     rows.append(tag("tr", tag("th", "mean ± std", scope="row"), tag("td", ""), *(tag("td", text) for text in means)))
     grouping = "whole cities" if found.grouping == "cities" else "contiguous blocks of each city"
     left = found.num_folds - len(found.folds)
@@ -127,11 +126,6 @@ def write_crossval(found: CrossvalRecord | None, metric: str) -> Markup | None:
     open_folds = f" {left} of them {'has' if left == 1 else 'have'} not finished an epoch." if left else ""
     headings = ("fold", "best epoch", *(describe_metric(name) for name in columns))
     return join([tag("p", note + open_folds, class_="note"), _write_table(headings, rows)])
-
-
-def _format_spread(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return f"{format_value(statistics.fmean(values))} ± {format_value(spread)}"
 
 
 def _write_table(headings: Sequence[str], rows: Sequence[Markup]) -> Markup:

@@ -47,7 +47,7 @@ def bench_coordinator(*, quick: bool) -> list[Row]:
     for number, study in studies.items():
         window = f"{begins[number]}-{begins[number] + num_blocks * (block + WARM_UP)}"
         unit = f"ms per trial of {EPOCHS} epochs, trials {window} in blocks of {block}; peer: Optuna's TPE alone"
-        bound = None if rows else Bound("ours", "<=", 150)  # the later one is bound by the growth
+        bound = Bound("ours", "<=", 150)
         rows.append(Row(f"coordinator-trial-{number}", median(study.ours), median(study.peer), unit, bound))
     unit = f"{rows[1].name} in ms; peer: {rows[0].name}, block by block in turns"
     rows.append(Row("coordinator-growth", rows[1].ours, rows[0].ours, unit, Bound("ratio", "<=", 1.3)))
