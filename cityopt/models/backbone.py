@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -53,10 +54,11 @@ class ResNet(nn.Module):
 
     def run_stage(self, number: int, x_BCHW: Tensor) -> Tensor:
         """Run one stage; 0 is the stem with its pooling."""
-        if number:
-            features: Tensor = self.get_submodule(f"layer{number}")(x_BCHW)
-            return features
-        return nn.functional.max_pool2d(torch.relu_(self.bn1(self.conv1(x_BCHW))), 3, stride=2, padding=1)
+        if not number:
+            return F.max_pool2d(torch.relu_(convolve(self.conv1, self.bn1, x_BCHW)), 3, stride=2, padding=1)
+        for block in self.get_submodule(f"layer{number}").children():
+            x_BCHW = run_block(block, x_BCHW)
+        return x_BCHW
 
 
 class Backbone(nn.Module):
@@ -115,12 +117,38 @@ class Backbone(nn.Module):
         inner = laterals.pop()(levels[-1])
         outputs = [smooths.pop()(inner)]
         for x in levels[-2::-1]:
-            inner = nn.functional.interpolate(inner, size=x.shape[-2:], mode="nearest").add_(laterals.pop()(x))
+            inner = F.interpolate(inner, size=x.shape[-2:], mode="nearest").add_(laterals.pop()(x))
             outputs.insert(0, smooths.pop()(inner))
-        return [*outputs, nn.functional.max_pool2d(outputs[-1], 1, stride=2)]
+        return [*outputs, F.max_pool2d(outputs[-1], 1, stride=2)]
 
     def _frozen_modules(self) -> list[nn.Module]:
         return [module for stage in self.body.stages()[: self.freeze_depth] for module in stage]
+
+
+def convolve(convolution: nn.Conv2d, norm: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Convolve and normalise; a norm that is constant goes into kernel and bias.
+
+    On its own it would be two more passes over the features, in float32 also under autocast, since its numbers are.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        normalised: Tensor = norm(convolution(x_BCHW))
+        return normalised
+    scale_C = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    kernel, bias = convolution.weight * scale_C[:, None, None, None], norm.bias - norm.running_mean * scale_C
+    return F.conv2d(x_BCHW, kernel, bias, convolution.stride, convolution.padding)
+
+
+def run_block(block: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Do what a residual block's own `forward` does."""
+    assert isinstance(block, BasicBlock | Bottleneck)
+    layers = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if isinstance(block, Bottleneck):
+        layers.append((block.conv3, block.bn3))
+    inner = x_BCHW
+    for convolution, norm in layers[:-1]:
+        inner = torch.relu_(convolve(convolution, norm, inner))
+    shortcut = x_BCHW if block.downsample is None else convolve(block.downsample[0], block.downsample[1], x_BCHW)
+    return torch.relu_(convolve(*layers[-1], inner).add_(shortcut))
 
 
 def _build_stage(

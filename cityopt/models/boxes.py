@@ -64,6 +64,12 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
+def clip_each(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Clip boxes `(B, N, 4)` to their images, of sizes (height, width)."""
+    limit = boxes.new_tensor([(width, height, width, height) for height, width in sizes])
+    return boxes.clamp(min=0).minimum(limit[:, None])
+
+
 def match_boxes(
     truth: Tensor, boxes: Tensor, *, low: float, high: float, keep_best: bool = False
 ) -> tuple[Tensor, Tensor]:

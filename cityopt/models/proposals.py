@@ -8,7 +8,8 @@ Shapes: B images, N anchors of an image over all levels, A anchors per cell.
 Source: Ren et al., Faster R-CNN (1506.01497), section 3.1; Lin et al., FPN (1612.03144), section 4.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.models.backbone import STRIDES
 from cityopt.models.boxes import (
     build_cells,
-    clip_boxes,
+    clip_each,
     decode_boxes,
     encode_boxes,
     match_boxes,
@@ -31,6 +32,10 @@ from cityopt.models.boxes import (
 _WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _SAMPLES = 256
 _MIN_SIDE_PX = 1e-3
+_MAX_IOU = 0.7
+
+Suppress = Callable[[Tensor, Tensor, float], Tensor]
+"""See `suppression_triton.suppress_groups`."""
 
 
 class RegionProposals(nn.Module):
@@ -69,18 +74,15 @@ class RegionProposals(nn.Module):
     ) -> list[Tensor]:
         """Return per image at most `rpn_post_nms` boxes `(n, 4)`, best first, clipped to its size."""
         num_before = self.num_before * (2 if self.training else 1)
-        boxes, scores, levels = [], [], []
-        for level, (logit_BN, offset_BN4, anchor_N4) in enumerate(zip(logits, offsets, anchors, strict=True)):
+        boxes, scores = [], []
+        for logit_BN, offset_BN4, anchor_N4 in zip(logits, offsets, anchors, strict=True):
             score, index_BK = logit_BN.topk(min(num_before, logit_BN.shape[1]), dim=1)
             chosen = offset_BN4.gather(1, index_BK[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(chosen, anchor_N4[index_BK], _WEIGHTS))
+            boxes.append(clip_each(decode_boxes(chosen, anchor_N4[index_BK], _WEIGHTS), sizes))
             scores.append(score)
-            levels.append(torch.full_like(index_BK[0], level))
-        level_K = torch.cat(levels)
-        return [
-            self._suppress(clip_boxes(box, size), score, level_K)
-            for box, score, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
-        ]
+        if boxes[0].is_cuda and (suppress := find_kernel()) is not None:
+            return suppress_at_once(boxes, scores, count=self.num_after, suppress=suppress)
+        return suppress_one_by_one(boxes, scores, count=self.num_after)
 
     def loss(
         self,
@@ -111,12 +113,55 @@ class RegionProposals(nn.Module):
         rpn_box = F.smooth_l1_loss(found, target, beta=1 / 9, reduction="sum") / len(row)
         return {"objectness": objectness, "rpn_box": rpn_box}
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:
-        """Drop empty boxes and those that a better one of the same level covers."""
-        wide = ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_SIDE_PX).all(dim=1)
-        boxes, scores, levels = boxes[wide], scores[wide], levels[wide]
-        kept: Tensor = boxes[batched_nms(boxes, scores, levels, 0.7)[: self.num_after]]
-        return kept
+
+def suppress_one_by_one(boxes: Sequence[Tensor], scores: Sequence[Tensor], *, count: int) -> list[Tensor]:
+    """Drop empty boxes and those that a better one of the same level covers, image after image.
+
+    Args:
+        boxes: Per level `(B, n, 4)`.
+        scores: Per level `(B, n)`, descending.
+        count: Boxes to keep.
+
+    Returns:
+        Per image at most `count` boxes `(n, 4)`, best first.
+    """
+    level_K = torch.cat([torch.full_like(score[0], level) for level, score in enumerate(scores)])
+    kept = []
+    for box, score in zip(torch.cat(list(boxes), 1), torch.cat(list(scores), 1), strict=True):
+        wide = _is_wide(box)
+        box, score, level = box[wide], score[wide], level_K[wide]
+        kept.append(box[batched_nms(box, score, level, _MAX_IOU)[:count]])
+    return kept
+
+
+def suppress_at_once(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], *, count: int, suppress: Suppress
+) -> list[Tensor]:
+    """Do what `suppress_one_by_one` does, with a kernel that has all images and levels at work side by side."""
+    num_images, longest = len(boxes[0]), max(box.shape[1] for box in boxes)
+    box_BLK4 = torch.stack([F.pad(box, (0, 0, 0, longest - box.shape[1])) for box in boxes], dim=1)
+    score_BLK = torch.stack([F.pad(score, (0, longest - score.shape[1])) for score in scores], dim=1)
+    wide_BLK = _is_wide(box_BLK4)  # what was padded is empty
+    kept_BN = suppress(box_BLK4.flatten(0, 1), wide_BLK.flatten(0, 1), _MAX_IOU).reshape(num_images, -1)
+    score_BN = score_BLK.flatten(1).masked_fill(~kept_BN, -torch.inf)
+    best = score_BN.topk(min(count, score_BN.shape[1]), dim=1).indices
+    chosen = box_BLK4.flatten(1, 2).gather(1, best[..., None].expand(-1, -1, 4))
+    counts = kept_BN.sum(dim=1).clamp(max=count).tolist()
+    return [box[:number] for box, number in zip(chosen, counts, strict=True)]
+
+
+@lru_cache
+def find_kernel() -> Suppress | None:
+    """Return what suppresses boxes on a GPU, None where there is no triton (it comes with torch's builds for Linux)."""
+    try:
+        from cityopt.models.suppression_triton import suppress_groups
+    except ImportError:
+        return None
+    return suppress_groups
+
+
+def _is_wide(boxes: Tensor) -> Tensor:
+    return ((boxes[..., 2:] - boxes[..., :2]) >= _MIN_SIDE_PX).all(dim=-1)
 
 
 def _flatten_offsets(x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ Source: He et al., Mask R-CNN (1703.06870), section 3; Lin et al., FPN (1612.031
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +190,8 @@ class RoiHeads(nn.Module):
 def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side: int) -> Tensor:
     """Return the regions `(R, C, side, side)`, each from the level of P2..P5 that suits its size."""
     level = find_levels(boxes)
+    if boxes.is_cuda and (cut_pyramid := find_kernel()) is not None:
+        return cut_pyramid(features, boxes, images, level, side)
     rows, parts = [], []
     for number, stride in enumerate(STRIDES[:4]):
         row = (level == number).nonzero()[:, 0]
@@ -199,6 +202,16 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
         return features[0].new_zeros(0, features[0].shape[1], side, side)
     cut: Tensor = torch.cat(parts)
     return cut.index_select(0, torch.cat(rows).argsort())
+
+
+@lru_cache
+def find_kernel() -> Callable[..., Tensor] | None:
+    """Return what cuts regions on a GPU, None where there is no triton (it comes with torch's builds for Linux)."""
+    try:
+        from cityopt.models.roi_align_triton import cut_pyramid
+    except ImportError:
+        return None
+    return cut_pyramid
 
 
 def find_levels(boxes: Tensor) -> Tensor:

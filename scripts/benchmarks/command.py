@@ -21,6 +21,7 @@ BENCHES = {
     "cached-input": ("cached_input", "bench_cached_input"),
     "training-step": ("training_step", "bench_training_step"),
     "unet": ("unet", "bench_unet"),
+    "precision": ("precision", "bench_precision"),
     "coordinator": ("coordinator", "bench_coordinator"),
     "validation-memory": ("validation_memory", "bench_validation_memory"),
     "evaluate-memory": ("evaluate_memory", "bench_evaluate_memory"),

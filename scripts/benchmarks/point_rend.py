@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import Bound, Row, alternate
+from benchmarks.training_step import choose_device, name_device
 from cityopt.models.build import SegmentationModel, build_model
 from cityopt.runtime import seed_everything
 from cityopt.settings import replace_section
@@ -21,13 +22,14 @@ DETECTIONS = 100
 def bench_point_rend(*, quick: bool) -> list[Row]:
     """Measure prediction of one image; quick: a smaller image and a narrower network."""
     backbone, width, height, rounds = ("resnet18", 32, 192, 1) if quick else ("resnet50", 256, 1024, 5)
-    image = torch.rand(3, height, 2 * height, generator=torch.Generator().manual_seed(0))
-    models = {family: build_finder(family, backbone, width) for family in ("point_rend", "mask_rcnn")}
+    device = choose_device()
+    image = torch.rand(3, height, 2 * height, generator=torch.Generator().manual_seed(0)).to(device)
+    models = {family: build_finder(family, backbone, width).to(device) for family in ("point_rend", "mask_rcnn")}
     with torch.inference_mode():
         seconds = alternate({name: lambda m=model: check(m, image) for name, model in models.items()}, rounds=rounds)
     unit = (
         f"s to predict an image of {2 * height} x {height} with {DETECTIONS} detections, {backbone}, "
-        f"{torch.get_num_threads()} threads; peer: our Mask R-CNN"
+        f"{name_device(device)}; peer: our Mask R-CNN"
     )
     return [Row("point-rend", seconds["point_rend"], seconds["mask_rcnn"], unit, Bound("ratio", "<=", 1.6))]
 

@@ -1,7 +1,8 @@
 """torchvision's own Mask R-CNN, assembled to the measure of a model of ours.
 
-The backbone is the same module, so its widths, norm and frozen stages are too; anchors, proposals, regions and the
-heads' widths follow the config. All else is torchvision's: its transform, assignment, RoIAlign, mask targets.
+Anchors, proposals, regions, the heads' widths, norm and frozen stages follow the config. A backbone of standard widths
+is torchvision's own; a narrower one, which torchvision cannot build, is our module. All else is torchvision's: its
+transform, assignment, RoIAlign, mask targets.
 """
 
 from collections import OrderedDict
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
 
 from cityopt.config import DEFAULT_ANCHORS, ModelConfig
 from cityopt.models.backbone import Backbone, Norm
@@ -36,16 +39,9 @@ def build_torchvision(config: ModelConfig, *, norm: Norm, size: tuple[int, int])
     """Return torchvision's model for images of `size` (height, width), which it will not resize. Default anchors."""
     if config.anchor_table is not None:
         raise ValueError("torchvision's anchor generator makes every size in every ratio; use default anchors")
-    backbone = Backbone(
-        config.backbone,
-        stem_channels=config.stem_channels,
-        fpn_channels=config.fpn_channels,
-        freeze_depth=config.freeze_depth,
-        norm=norm,
-    )
     width = config.mask_head_channels
     return TorchvisionMaskRCNN(
-        PyramidDict(backbone, config.fpn_channels),
+        build_backbone(config, norm),
         min_size=min(size),
         max_size=max(size),
         rpn_anchor_generator=AnchorGenerator(tuple((row[0],) for row in DEFAULT_ANCHORS.sizes), DEFAULT_ANCHORS.ratios),
@@ -61,6 +57,25 @@ def build_torchvision(config: ModelConfig, *, norm: Norm, size: tuple[int, int])
         mask_head=MaskRCNNHeads(config.fpn_channels, [width] * config.mask_head_layers, 1),
         mask_predictor=MaskRCNNPredictor(width, width, NUM_CLASSES),
     )
+
+
+def build_backbone(config: ModelConfig, norm: Norm) -> nn.Module:
+    """Return torchvision's backbone, or ours under its manners where the widths are others than its."""
+    if (config.stem_channels, config.fpn_channels) == (64, 256):
+        return resnet_fpn_backbone(
+            backbone_name=config.backbone,
+            weights=None,
+            norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d,
+            trainable_layers=5 - config.freeze_depth,
+        )
+    backbone = Backbone(
+        config.backbone,
+        stem_channels=config.stem_channels,
+        fpn_channels=config.fpn_channels,
+        freeze_depth=config.freeze_depth,
+        norm=norm,
+    )
+    return PyramidDict(backbone, config.fpn_channels)
 
 
 def build_torchvision_targets(targets: Sequence[Target]) -> list[dict[str, Tensor]]:

@@ -5,7 +5,8 @@ brings what `run_training` adds: repeatable algorithms on a CPU, bytes to floats
 for NaN, progress. `train-step-torchvision`: the peer is torchvision's own Mask R-CNN of the same widths, anchors,
 proposals and regions, in such a loop, with the one mask per instance that it wants.
 
-On a CPU the demo's model is measured, on CUDA the `maskrcnn` study's from random weights, in bfloat16 on all sides.
+On a CPU the demo's model is measured, on CUDA the `maskrcnn` study's from random weights (constant norms and frozen
+stages as in the study), in bfloat16 on all sides; there torchvision brings its own backbone too.
 """
 
 import copy
@@ -52,7 +53,7 @@ class Setup:
 def bench_training_step(*, quick: bool) -> list[Row]:
     """Measure a few steps of each side by turns."""
     device = choose_device()
-    num_steps, rounds = (1, 1) if quick else (4, 25)
+    num_steps, rounds = (1, 1) if quick else (4, 25 if device.type == "cpu" else 7)
     setup = prepare_setup("demo" if device.type == "cpu" else "maskrcnn", device, num_steps)
     model = build_model(setup.model).to(device)
     sides = {
@@ -64,7 +65,7 @@ def bench_training_step(*, quick: bool) -> list[Row]:
     ms = {name: 1000 * value / num_steps for name, value in seconds.items()}
     height, width = setup.size
     where = f"ms per step, {setup.model.backbone}, {setup.training.batch_size} x {width} x {height}"
-    where += f", {torch.get_num_threads()} threads" if device.type == "cpu" else f", {torch.cuda.get_device_name()}"
+    where += f", {name_device(device)}"
     return [
         Row("train-step", ms["ours"], ms["bare"], f"{where}; peer: the same model in a bare loop", BOUND),
         Row("train-step-torchvision", ms["ours"], ms["torchvision"], f"{where}; peer: torchvision's Mask R-CNN", BOUND),
@@ -76,10 +77,15 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def name_device(device: torch.device) -> str:
+    """Name what a row was measured on."""
+    return f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def prepare_setup(name: str, device: torch.device, num_steps: int, changes: Mapping[str, Any] | None = None) -> Setup:
     """Return a study's setting, from random weights, with batches of synthetic scenes in memory."""
     study = replace_settings(load_study(str(SWEEPS / f"{name}.yaml")), changes or {})
-    model = replace_section(study.model, weights="none", anchors="default", freeze_depth=0)
+    model = replace_section(study.model, weights="none", anchors="default", **freeze_as(study.model, device))
     training = replace_section(study.training, clip_norm=None, learning_rate=1e-6)
     num_train = num_steps * training.batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +105,13 @@ def prepare_setup(name: str, device: torch.device, num_steps: int, changes: Mapp
             task=model.task,
         )
         return Setup(model, training, study.data.size, device, list(loader))
+
+
+def freeze_as(model: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Return what a network of random values is told to freeze: on CUDA what the study freezes of a pretrained one."""
+    if device.type == "cpu" or model.weights == "none":
+        return {"freeze_depth": 0}
+    return {"freeze_depth": model.freeze_depth, "backbone_norm": "frozen"}
 
 
 def train_ours(setup: Setup, model: SegmentationModel) -> Callable[[], None]:

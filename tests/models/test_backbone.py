@@ -1,8 +1,10 @@
+import copy
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from cityopt.models.backbone import STRIDES, Backbone, Norm
@@ -47,13 +49,42 @@ def test_freeze_depth_freezes_that_many_stages_and_never_the_fpn(freeze_depth: i
 
 @pytest.mark.parametrize("freeze_depth", [0, 2, 5])
 def test_frozen_stages_record_no_graph(freeze_depth: int) -> None:
-    body_outputs = []
-    backbone = build(freeze_depth=freeze_depth)
-    for number in range(1, 5):
-        layer = backbone.body.get_submodule(f"layer{number}")
-        layer.register_forward_hook(lambda _module, _args, output: body_outputs.append(output.requires_grad))
+    backbone, recorded = build(freeze_depth=freeze_depth), []
+    run_stage = backbone.body.run_stage
+
+    def record(number: int, x: torch.Tensor) -> torch.Tensor:
+        recorded.append(run_stage(number, x).requires_grad)
+        return run_stage(number, x)
+
+    backbone.body.run_stage = record  # type: ignore[method-assign]
     backbone(torch.rand(1, 3, 64, 64))
-    assert body_outputs == [number >= freeze_depth for number in range(1, 5)]
+    assert recorded == [number >= freeze_depth for number in range(5)]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_run_stage_equals_torchvisions_own_blocks(name: str, norm: Norm) -> None:
+    body = build(name, stem=8, norm=norm).body.double()
+    for module in body.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for value, low in ((module.weight, 0.5), (module.bias, -1), (module.running_mean, -1)):
+                value.uniform_(low, 1)
+            module.running_var.uniform_(1e-4, 1)
+    twin = copy.deepcopy(body)
+    x = y = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+    for number in range(5):
+        x = body.run_stage(number, x)
+        y = (
+            getattr(twin, f"layer{number}")(y)
+            if number
+            else F.max_pool2d(twin.bn1(twin.conv1(y)).relu(), 3, stride=2, padding=1)
+        )
+    for found, wanted in zip((x, *backward(x, body)), (y, *backward(y, twin)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12 * float(wanted.detach().std()))
+
+
+def backward(features: torch.Tensor, body: nn.Module) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(features.square().sum(), list(body.parameters())))
 
 
 def test_norm_is_of_one_kind_throughout() -> None:

@@ -4,10 +4,11 @@ from small_models import SMALL, draw_scene
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou
 
 from cityopt.config import AnchorTable
 from cityopt.models.backbone import STRIDES
-from cityopt.models.proposals import RegionProposals
+from cityopt.models.proposals import RegionProposals, Suppress, suppress_at_once, suppress_one_by_one
 
 
 def build(**changes: object) -> RegionProposals:
@@ -44,6 +45,76 @@ def test_proposals_equal_torchvisions() -> None:
         assert [len(b) for b in ours] == [len(b) for b in theirs]
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-5)
+
+
+def draw_level(count: int, seed: int, *, spread_px: float = 30.0) -> tuple[Tensor, Tensor]:
+    """Boxes (2, count, 4) in dense heaps, some of them empty, and their scores, descending."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.rand(2, count, 2, generator=generator) * spread_px
+    half = torch.rand(2, count, 2, generator=generator) * 12 + 6
+    half[:, ::9, 0] = 0
+    scores = torch.rand(2, count, generator=generator).sort(dim=1, descending=True).values
+    return torch.cat([centre - half, centre + half], dim=2), scores
+
+
+def suppress_slowly(boxes: Tensor, alive: Tensor, max_iou: float) -> Tensor:
+    """Do what the kernel does, box by box."""
+    kept = alive.clone()
+    for group, box in zip(kept, boxes, strict=True):
+        for i in range(len(box)):
+            if group[i]:
+                group[i + 1 :] &= ~(box_iou(box[i : i + 1], box[i + 1 :])[0] > max_iou)
+    return kept
+
+
+@pytest.mark.parametrize("count", [5, 40, 10_000])
+def test_suppress_at_once_equals_torchvisions_suppression(count: int) -> None:
+    levels = [draw_level(300, 0), draw_level(120, 1), draw_level(7, 2, spread_px=500), draw_level(1, 3)]
+    boxes, scores = [box for box, _ in levels], [score for _, score in levels]
+    wanted = suppress_one_by_one(boxes, scores, count=count)
+    found = suppress_at_once(boxes, scores, count=count, suppress=suppress_slowly)
+    assert [len(box) for box in found] == [len(box) for box in wanted]
+    assert 0 < len(wanted[0]) < 300
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_suppress_at_once_finds_nothing_when_all_boxes_are_empty() -> None:
+    found = suppress_at_once([torch.zeros(2, 5, 4)], [torch.zeros(2, 5)], count=3, suppress=suppress_slowly)
+    assert [len(box) for box in found] == [0, 0]
+
+
+def draw_groups() -> tuple[Tensor, Tensor]:
+    """Three groups: a heap, a chain in which each covers its neighbour (IoU .82) and nobody else (.67), and nothing."""
+    left = torch.arange(30.0) * 2
+    chain = torch.stack([left, torch.zeros(30), left + 20, torch.full((30,), 20.0)], dim=1)
+    heap = draw_level(30, 5, spread_px=8)[0][0]
+    boxes = torch.stack([heap, chain, torch.zeros(30, 4)])
+    return boxes, ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=2)
+
+
+def check_kernel(suppress: Suppress, device: str) -> None:
+    boxes, alive = draw_groups()
+    kept = suppress(boxes.to(device), alive.to(device), 0.7).cpu()
+    assert torch.equal(kept, suppress_slowly(boxes, alive, 0.7))
+    assert kept[1].tolist() == [True, False] * 15
+    assert 1 < int(kept[0].sum()) < int(alive[0].sum())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a test of its own runs the kernel on the GPU")
+def test_kernel_equals_a_slow_loop() -> None:
+    pytest.importorskip("triton")
+    from cityopt.models.suppression_triton import suppress_groups
+
+    check_kernel(suppress_groups, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernel_equals_a_slow_loop_when_on_cuda() -> None:
+    from cityopt.models.suppression_triton import suppress_groups
+
+    check_kernel(suppress_groups, "cuda")
 
 
 def test_loss_equals_torchvisions_when_every_anchor_is_sampled() -> None:
