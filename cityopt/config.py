@@ -288,6 +288,8 @@ class RunConfig(Section):
     seed: int
     threads: PositiveInt
     device: str = "auto"
+    devices: PositiveInt = 1
+    """Processes that train it together, one per device: `training.batch_size` is shared out among them."""
     cache: str
     """Folder of the image cache."""
     data: DataConfig

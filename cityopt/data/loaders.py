@@ -54,12 +54,14 @@ def build_loader(
     device: torch.device | str = "cpu",
     task: Task = "instance",
     weights: NDArray[np.float64] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterable[Batch]:
     """Return the batches of one epoch over cached images.
 
     In training they are shuffled and augmented, and an incomplete last batch is dropped unless it is the only one;
     otherwise they come in the order of `indices`, as they are, to the last one. No index, no batch. With `weights`,
     one for each index, a training epoch draws as many images in proportion to them: see `balance.draw_images`.
+    `share` is (i, n): of each batch of `batch_size` only the i-th of n equal parts, counted from 0, comes.
     """
     order = list(indices)
     if train:
@@ -69,6 +71,8 @@ def build_loader(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if train and len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()
+    part, num_parts = share
+    batches = [batch[part * len(batch) // num_parts : (part + 1) * len(batch) // num_parts] for batch in batches]
     return DataLoader(
         _Samples(cache, data, seed, epoch, train, task),
         batch_sampler=batches,

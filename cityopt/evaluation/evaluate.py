@@ -4,7 +4,10 @@ Images stream through: predictions are run-length encoded as soon as they are ma
 let go, so that memory does not grow with the number of images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +27,18 @@ MAX_BATCH = 8
 OnImage = Callable[[int, Prediction | SemanticMap], None]
 """Called with an image's index in the cache and what was found in it."""
 
+_Found = list[tuple[int, Prediction | SemanticMap, dict[str, float]]]
+"""Of the images of a batch: index, what a model found, and the losses of a semantic one."""
+
+
+class Spread(Protocol):
+    """Applies a function to batches and yields the results in their order: `map`, or one of several processes."""
+
+    def __call__(
+        self, function: Callable[[Sequence[int]], _Found], items: Sequence[Sequence[int]], /
+    ) -> Iterable[_Found]:
+        """Yield the results."""
+
 
 def evaluate_model(
     model: SegmentationModel,
@@ -35,18 +50,44 @@ def evaluate_model(
     prefix: str = "val",
     on_image: OnImage | None = None,
     semantic_evaluator: SemanticEvaluator | None = None,
+    spread: Spread = map,
 ) -> dict[str, float]:
     """Return the metrics of the model's task, `<prefix>/coco/…` or `<prefix>/semantic/…`, NaN where nothing is to find.
 
     Semantic models also get `<prefix>/loss/…`, the mean over images of the loss that they train with; where the caller
     wants more than a summary, it gives the `semantic_evaluator` that judges them. The model must be on `device`; it is
-    left in the mode, training or evaluation, that it came in.
+    left in the mode, training or evaluation, that it came in. `spread` may let other processes predict batches too.
     """
-    if isinstance(model, SemanticModel):
-        judge = semantic_evaluator or SemanticEvaluator()
-        return _evaluate_semantic(model, cache, indices, device, batch_size, prefix, on_image, judge)
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    with _evaluating(model):
+        if isinstance(model, SemanticModel):
+            judge = semantic_evaluator or SemanticEvaluator()
+            found = spread(lambda some: _judge_maps(model, cache, some, device), batches)
+            return _score_maps(found, cache, prefix, on_image, judge)
+        found = spread(lambda some: _find_objects(model, cache, some, device), batches)
+        return _score_objects(found, cache, prefix, on_image)
+
+
+def _find_objects(model: SegmentationModel, cache: ImageCache, some: Sequence[int], device: torch.device) -> _Found:
+    predictions = _predict(model, cache, some, device)
+    return [(index, prediction, {}) for index, prediction in zip(some, predictions, strict=True)]
+
+
+def _judge_maps(model: SemanticModel, cache: ImageCache, some: Sequence[int], device: torch.device) -> _Found:
+    """Return maps of label ids and the loss from the same logits."""
+    found: _Found = []
+    for index, logits in zip(some, model.find_logits(_load_images(cache, some, device)), strict=True):
+        labels = torch.from_numpy(find_train_ids(np.asarray(cache.instances[index]))).long().to(device)
+        losses = {name: float(loss) for name, loss in model.judge(logits[None], labels[None]).items()}
+        found.append((index, make_map(logits), losses))
+    return found
+
+
+def _score_objects(
+    found: Iterable[_Found], cache: ImageCache, prefix: str, on_image: OnImage | None
+) -> dict[str, float]:
     evaluator = CocoEvaluator()
-    for index, prediction in predict_images(model, cache, indices, device=device, batch_size=batch_size):
+    for index, prediction, _ in chain.from_iterable(found):
         assert isinstance(prediction, Prediction)
         evaluator.add(cache.names[index], np.asarray(cache.instances[index]), prediction)
         if on_image is not None:
@@ -54,32 +95,21 @@ def evaluate_model(
     return {f"{prefix}/{name}": value for name, value in evaluator.summarize().items()}
 
 
-def _evaluate_semantic(
-    model: SemanticModel,
-    cache: ImageCache,
-    indices: Sequence[int],
-    device: torch.device,
-    batch_size: int,
-    prefix: str,
-    on_image: OnImage | None,
-    evaluator: SemanticEvaluator,
+def _score_maps(
+    found: Iterable[_Found], cache: ImageCache, prefix: str, on_image: OnImage | None, evaluator: SemanticEvaluator
 ) -> dict[str, float]:
-    """Score maps of label ids and take the loss from the same logits."""
     sums, num_images = dict[str, float](), 0
-    for some, images in _load_images(model, cache, indices, device, batch_size):
-        for index, logits in zip(some, model.find_logits(images), strict=True):
-            raster = np.asarray(cache.instances[index])
-            labels = torch.from_numpy(find_train_ids(raster)).long().to(device)
-            for name, loss in model.judge(logits[None], labels[None]).items():
-                sums[name] = sums.get(name, 0.0) + float(loss)
-            found = make_map(logits)
-            evaluator.add(cache.names[index], raster, found.label_ids)
-            num_images += 1
-            if on_image is not None:
-                on_image(index, found)
-    losses = {name: value / num_images for name, value in sums.items()}
-    losses["total"] = sum(losses.values())
-    return {f"{prefix}/loss/{name}": value for name, value in losses.items()} | {
+    for index, prediction, losses in chain.from_iterable(found):
+        assert isinstance(prediction, SemanticMap)
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss
+        evaluator.add(cache.names[index], np.asarray(cache.instances[index]), prediction.label_ids)
+        num_images += 1
+        if on_image is not None:
+            on_image(index, prediction)
+    means = {name: value / num_images for name, value in sums.items()}
+    means["total"] = sum(means.values())
+    return {f"{prefix}/loss/{name}": value for name, value in means.items()} | {
         f"{prefix}/{name}": value for name, value in evaluator.summarize().items()
     }
 
@@ -93,25 +123,34 @@ def predict_images(
     batch_size: int,
 ) -> Iterator[tuple[int, Prediction | SemanticMap]]:
     """Yield index and prediction of cached images in the order of `indices`, in full float32 precision."""
-    for some, images in _load_images(model, cache, indices, device, batch_size):
-        with torch.inference_mode():
-            predictions = model.predict(images)
-        yield from zip(some, predictions, strict=True)
+    with _evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            some = indices[start : start + batch_size]
+            yield from zip(some, _predict(model, cache, some, device), strict=True)
 
 
-def _load_images(
-    model: SegmentationModel, cache: ImageCache, indices: Sequence[int], device: torch.device, batch_size: int
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Yield indices and images `(3, H, W)` float32 of each batch, with the model in evaluation mode meanwhile."""
+def _predict(
+    model: SegmentationModel, cache: ImageCache, some: Sequence[int], device: torch.device
+) -> Sequence[Prediction | SemanticMap]:
+    images = _load_images(cache, some, device)
+    with torch.inference_mode():
+        return model.predict(images)
+
+
+def _load_images(cache: ImageCache, some: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return images `(3, H, W)` float32 in [0, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(cache.images[list(some)])).to(device)
+    with torch.inference_mode():
+        return list(pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).unbind())
+
+
+@contextmanager
+def _evaluating(model: SegmentationModel) -> Iterator[None]:
+    """Put a model into evaluation mode for the block."""
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(indices), batch_size):
-            some = list(indices[start : start + batch_size])
-            pixels = torch.from_numpy(np.ascontiguousarray(cache.images[some])).to(device)
-            with torch.inference_mode():
-                images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
-            yield some, list(images.unbind())
+        yield
     finally:
         model.train(was_training)
 

@@ -7,6 +7,7 @@ are summed there and looked at every `CHECK_STEPS` steps; NaN and infinity survi
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +19,7 @@ from cityopt.config import TrainingConfig
 from cityopt.data.loaders import Batch
 from cityopt.errors import TrainingError
 from cityopt.models.segmentation_model import SegmentationModel, Target
+from cityopt.training.distributed import ALONE, JointModel, Ranks, average_each
 from cityopt.training.optim import find_learning_rate, set_learning_rate
 
 CHECK_STEPS = 20
@@ -26,7 +28,10 @@ CHECK_STEPS = 20
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known after an optimiser step; `loss` is the epoch's mean so far, None between two looks."""
+    """What is known after an optimiser step; `loss` is the epoch's mean so far, None between two looks.
+
+    `images_per_s` counts the images of all ranks.
+    """
 
     step: int
     loss: float | None
@@ -34,11 +39,12 @@ class StepReport:
 
 
 class LossMeter:
-    """Sums losses on their device and averages them over an epoch's steps."""
+    """Sums losses on their device and averages them over an epoch's steps, and over ranks."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         """Begin with no step."""
         self.num_steps = 0
+        self._ranks = ranks
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: dict[str, Tensor], weight: float) -> None:
@@ -48,13 +54,13 @@ class LossMeter:
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def compute_means(self) -> dict[str, float]:
-        """Return the mean of each loss over the steps, and `total`. Waits for the device, once.
+        """Return the mean of each loss over the steps, and `total`. Waits for the device and all ranks, once.
 
-        Raises TrainingError `nan`: a loss was NaN or infinite in one of the steps.
+        Raises TrainingError `nan`, on every rank: a loss was NaN or infinite in one of the steps.
         """
         if not self._sums:
             return {}
-        values = torch.stack(list(self._sums.values())).tolist()
+        values = average_each(self._sums.values(), self._ranks)
         means = {name: value / self.num_steps for name, value in zip(self._sums, values, strict=True)}
         bad = [name for name, mean in means.items() if not math.isfinite(mean)]
         if bad:
@@ -81,16 +87,18 @@ def train_epoch(
     first_step: int,
     num_steps: int,
     on_step: Callable[[StepReport], None],
+    joint: JointModel | None = None,
 ) -> dict[str, float]:
     """Train on all micro-batches once and return the mean of each loss, `total` being their sum.
 
     `first_step` and `num_steps` place the epoch on the schedule of the whole training. `on_step` is called after
-    each optimiser step.
+    each optimiser step. With `joint`, the model with its ranks, batches are this rank's shares and losses everybody's.
 
     Raises TrainingError `nan`: a loss or, after the last step, a weight is not finite.
     """
     model.train()
-    meter = LossMeter()
+    joint = joint or JointModel(model)
+    meter = LossMeter(joint.ranks)
     precision = choose_precision(training, device)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     check_steps = 1 if device.type == "cpu" else CHECK_STEPS
@@ -98,7 +106,7 @@ def train_epoch(
     for micro_batches in group_batches(batches, training.accumulation):
         set_learning_rate(optimizer, find_learning_rate(first_step + meter.num_steps, num_steps, training))
         optimizer.zero_grad(set_to_none=True)
-        num_images += _add_gradients(model, micro_batches, meter, device, precision)
+        num_images += _add_gradients(joint, micro_batches, meter, device, precision) * joint.ranks.world
         loss = meter.compute_means()["total"] if meter.num_steps % check_steps == 0 else None
         if training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
@@ -139,21 +147,25 @@ def move_batch(batch: Batch, device: torch.device) -> tuple[list[Tensor], list[T
 
 
 def _add_gradients(
-    model: SegmentationModel,
+    joint: JointModel,
     micro_batches: list[Batch],
     meter: LossMeter,
     device: torch.device,
     precision: torch.dtype | None,
 ) -> int:
-    """Add the gradients of one optimiser step, each micro-batch weighed by its images; return the number of images."""
+    """Add the gradients of one optimiser step, each micro-batch weighed by its images; return the number of images.
+
+    Ranks average them with the last micro-batch.
+    """
     num_images = sum(len(batch.images) for batch in micro_batches)
     meter.num_steps += 1
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches, start=1):
         weight = len(batch.images) / num_images
         images, targets = move_batch(batch, device)
-        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            losses = model.loss(images, targets)
-        torch.autograd.backward(torch.stack([loss.float() for loss in losses.values()]).sum() * weight)
+        with joint.adding_up() if number < len(micro_batches) else nullcontext():
+            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                losses = joint.loss(images, targets)
+            torch.autograd.backward(torch.stack([loss.float() for loss in losses.values()]).sum() * weight)
         meter.add(losses, weight)
     return num_images
 

@@ -3,6 +3,9 @@
 A run can be killed at any moment and called again with the same config and folder. What is true comes first:
 at the end of an epoch `last.pt` is replaced (it holds the whole metrics history), then the record is appended to
 the tracker, then `on_epoch` hears of it. Whatever a kill cut off is made up for by the next call.
+
+With `devices` above 1 it is called in as many processes, by torchrun (`distributed.py`): each trains its share, and the
+leader alone writes, reports and hears answers. How many they are may differ from one call to the next.
 """
 
 import math
@@ -34,13 +37,12 @@ from cityopt.runtime import (
     describe_environment,
     measure_memory_gib,
     repeatable,
-    resolve_device,
     restore_rng,
     seed_everything,
     set_threads,
 )
 from cityopt.settings import validate
-from cityopt.tracking.run_folder import BEST, LAST, Tracker, link_atomically
+from cityopt.tracking.run_folder import BEST, LAST, NullTracker, Tracker, link_atomically
 from cityopt.training.checkpoint import (
     EpochRecord,
     TrainingState,
@@ -48,6 +50,8 @@ from cityopt.training.checkpoint import (
     save_checkpoint,
 )
 from cityopt.training.dataset import TrainingData, prepare_data
+from cityopt.training.devices import check_shares
+from cityopt.training.distributed import JointModel, Ranks, open_ranks, place_rank
 from cityopt.training.failures import naming_failures
 from cityopt.training.loop import StepReport, count_steps, train_epoch
 from cityopt.training.objective import check_objective
@@ -56,7 +60,9 @@ from cityopt.training.progress import OnProgress, ProgressMeter
 from cityopt.training.provenance import flatten_config, write_provenance
 from cityopt.training.samples import choose_samples, write_overlays
 
-UNSCORED_KEYS = {"study", "name", "kind", "device", "threads", "cache", "data.root", "data.num_workers", "keep"}
+UNSCORED_KEYS = {
+    *("study", "name", "kind", "device", "devices", "threads", "cache", "data.root", "data.num_workers", "keep")
+}
 """Settings that may differ between the attempts of one training."""
 
 OnEpoch = Callable[[int, dict[str, float]], Literal["continue", "stop"]]
@@ -91,37 +97,64 @@ def run_training(
     earlier ones it does not. On a CPU a resumed run equals an undisturbed one to the last bit.
 
     Raises:
-        ConfigError: The objective is never reported, the device is absent, the folder holds another training.
+        ConfigError: The objective is never reported, a device is absent, the batch cannot be shared out among the
+            devices, or the folder holds another training.
         DataError: The dataset is missing, broken or another one, or the objective has no value on it.
         WeightsError: Pretrained weights cannot be had.
         TrainingError: `nan`, `oom` or `disk`.
         StaleAttemptError: another attempt has taken the run over.
     """
     check_objective(config.metric, config.model)
-    device = resolve_device(config.device)
-    set_threads(config.threads)
-    with repeatable(device), naming_failures("Lower training.batch_size or data.size."):
-        progress = ProgressMeter(on_progress, config.last_epoch)
-        trainer = Trainer(config, tracker, prepare_data(config, progress.show), device, progress)
-        trainer.start_or_resume()
-        state, answer = trainer.state, "continue"
-        if state.epoch:
-            answer = on_epoch(state.epoch, state.history[-1].metrics)
-        while state.epoch < config.last_epoch and answer == "continue":
-            metrics = trainer.run_epoch()
-            trainer.save_epoch(metrics)
-            answer = on_epoch(state.epoch, metrics)
-        return trainer.finish()
+    check_shares(config)
+    with open_ranks(config.devices) as ranks, naming_failures("Lower training.batch_size or data.size."):
+        device = place_rank(config.device, ranks)
+        set_threads(config.threads)
+        with repeatable(device):
+            trainer = _open_trainer(config, tracker, device, ranks, on_progress)
+            state, answer = trainer.state, "continue"
+            if state.epoch:
+                answer = trainer.ask(on_epoch)
+            while state.epoch < config.last_epoch and answer == "continue":
+                trainer.save_epoch(trainer.run_epoch())
+                answer = trainer.ask(on_epoch)
+            return trainer.finish()
+
+
+def _open_trainer(
+    config: RunConfig, tracker: Tracker, device: torch.device, ranks: Ranks, on_progress: OnProgress | None
+) -> "Trainer":
+    """Return a training that is ready to begin, or to go on."""
+    last = None if tracker.folder is None else tracker.folder / LAST
+    if not ranks.leads:
+        tracker, on_progress = NullTracker(), None
+    progress = ProgressMeter(on_progress, config.last_epoch)
+    with ranks.leader_first():
+        trainer = Trainer(config, tracker, prepare_data(config, progress.show), device, progress, ranks)
+        trainer.start_or_resume(last)
+    trainer.join()
+    return trainer
 
 
 class Trainer:
     """One training in progress: the model, its optimiser, how far it has come, and where that is recorded."""
 
     def __init__(
-        self, config: RunConfig, tracker: Tracker, data: TrainingData, device: torch.device, progress: ProgressMeter
+        self,
+        config: RunConfig,
+        tracker: Tracker,
+        data: TrainingData,
+        device: torch.device,
+        progress: ProgressMeter,
+        ranks: Ranks,
     ) -> None:
-        """Take what a training needs; the model is built by `start_or_resume`."""
+        """Take what a training needs; the model is built by `start_or_resume`. Raises ConfigError: too few images."""
         self.config, self.tracker, self.data, self.device, self.progress = config, tracker, data, device, progress
+        self.ranks = ranks
+        if ranks.world > 1 and len(data.train) < config.training.batch_size:
+            raise ConfigError(
+                f"a training on {ranks.world} devices needs at least `training.batch_size` images, but got "
+                f"{len(data.train)} images, batch_size={config.training.batch_size}. Use --devices 1."
+            )
         self.environment = describe_environment(device)
         self.steps_per_epoch = count_steps(len(data.train), config.training)
         self.images_per_epoch = min(len(data.train), self.steps_per_epoch * config.training.batch_size)
@@ -129,10 +162,10 @@ class Trainer:
         self._judge: SemanticEvaluator | None = None
         self._image_weights = weigh_images(data.train_facts, config.model.task, config.data.repeat_threshold)
 
-    def start_or_resume(self) -> None:
-        """Build model and optimiser, from `last.pt` where there is one, and write down what is being trained."""
-        write_provenance(self.tracker, self.config, self.data, self.environment)
-        last = self._path(LAST)
+    def start_or_resume(self, last: Path | None) -> None:
+        """Build model and optimiser, from `last` where that exists, and write down what is being trained."""
+        if self.ranks.leads:
+            write_provenance(self.tracker, self.config, self.data, self.environment)
         if last is not None and last.exists():
             self._resume(last)
             return
@@ -143,13 +176,23 @@ class Trainer:
         self.model = self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, self.config.training)
 
+    def join(self) -> None:
+        """Join the models of all ranks."""
+        self._joint = JointModel(self.model, self.ranks)
+
+    def ask(self, on_epoch: OnEpoch) -> Literal["continue", "stop"]:
+        """Tell of the last finished epoch, and return the answer, which is that of all ranks."""
+        state = self.state
+        return self.ranks.share(on_epoch(state.epoch, state.history[-1].metrics) if self.ranks.leads else "continue")
+
     def run_epoch(self) -> dict[str, float]:
         """Train and validate one epoch and return its metrics; those without a value are left out.
 
-        All randomness of an epoch follows from the run's seed and the epoch's number.
+        All randomness of an epoch follows from the run's seed, the epoch's number and the rank.
         """
         epoch, cpu, begin = self.state.epoch + 1, time.process_time(), time.perf_counter()
-        seed_everything(derive_seed(self.config.seed, "epoch", epoch))
+        own = () if self.ranks.leads else ("rank", self.ranks.rank)
+        seed_everything(derive_seed(self.config.seed, "epoch", epoch, *own))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         losses = self._train(epoch)
@@ -167,7 +210,7 @@ class Trainer:
         }
         if self.device.type == "cuda":
             metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB
-        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return self.ranks.share({name: float(value) for name, value in metrics.items() if math.isfinite(value)})
 
     def save_epoch(self, metrics: dict[str, float]) -> None:
         """Count the epoch as finished: checkpoint first, then the record. Raises DataError: no objective."""
@@ -223,6 +266,7 @@ class Trainer:
             device=self.device,
             task=self.config.model.task,
             weights=self._image_weights,
+            share=(self.ranks.rank, self.ranks.world),
         )
 
         def show(report: StepReport) -> None:
@@ -238,6 +282,7 @@ class Trainer:
             first_step=self.state.step,
             num_steps=self.steps_per_epoch * training.epochs,
             on_step=show,
+            joint=self._joint,
         )
 
     def _validate(self, epoch: int) -> dict[str, float]:
@@ -253,6 +298,7 @@ class Trainer:
             batch_size=choose_batch_size(self.config.data.size),
             on_image=lambda *_: self.progress.show(next(seen), len(cache)),
             semantic_evaluator=self._judge,
+            spread=self.ranks.spread,
         )
 
     def _resume(self, last: Path) -> None:
@@ -264,7 +310,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         restore_rng(content["rng"])
         self.state = content["state"]
-        if self._keeps_epoch():
+        if self._keeps_epoch() and self.ranks.leads:
             link_atomically(last, last.with_name(BEST))
         for record in self.state.history:
             self._log(record)  # the tracker keeps what it has: only what is missing is added, under its old time
