@@ -61,6 +61,9 @@ def promote(
     settings: SetOption = None,
     name: NameOption = None,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        str, typer.Option("--devices", help="Train on N devices at once, or on all GPUs: auto. They share each batch.")
+    ] = "1",
 ) -> None:
     """Train the best trial of a study in full, evaluate it on val and register it.
 
@@ -80,6 +83,7 @@ def promote(
             data=data,
             settings=dict(map(parse_setting, settings or ())),
             device=device,
+            devices=devices,
             observer=observer,
         )
     print_promotion(console, promotion)

@@ -19,6 +19,7 @@ from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import StudyError, TrainingError
 from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
+from cityopt.search.devices import count_devices, share_out
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
@@ -59,16 +60,27 @@ class Promotion:
 
 
 def run_promotion(
-    name: str, *, store: Path, data: str | None, settings: Mapping[str, Any], device: str, observer: Observer
+    name: str,
+    *,
+    store: Path,
+    data: str | None,
+    settings: Mapping[str, Any],
+    device: str,
+    observer: Observer,
+    devices: str = "1",
 ) -> Promotion:
     """Train a study's best complete trial in full, or go on with that, judge it on val and register it.
 
-    Raises ConfigError (a setting that a promotion does not heed), StoreError (no such study, another process at work
-    on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError, TrainingError.
+    `devices`, a number or `auto`, train together; it may change from one call to the next.
+
+    Raises ConfigError (a setting that a promotion does not heed, or devices that do not divide the batch), StoreError
+    (no such study, another process at work on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError,
+    TrainingError.
     """
     how = {key: value for key, value in settings.items() if key.startswith("promotion.")}
     settings = {key: value for key, value in settings.items() if key not in how}
     check_promoted(settings, "--set")
+    num_devices = count_devices(devices, device)
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
     with lock_study(folder, name, "promotion"), naming_interrupts():
@@ -80,6 +92,7 @@ def run_promotion(
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
         plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
+        plan = share_out(plan, num_devices, observer)
         if config.promotion.stages:
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)

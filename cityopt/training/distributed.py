@@ -119,8 +119,8 @@ class JointModel:
 
 
 @contextmanager
-def open_ranks(devices: int) -> Iterator[Ranks]:
-    """Join the processes of a training on `devices` devices, and leave them when the block has succeeded.
+def open_ranks(device: str, devices: int) -> Iterator[Ranks]:
+    """Join the processes of a training on so many devices, and leave them when the block has succeeded.
 
     A group that the process is in already is used and left as it is. Raises ConfigError: this is no process of so many.
     """
@@ -135,8 +135,8 @@ def open_ranks(devices: int) -> Iterator[Ranks]:
         )
     is_own = not distributed.is_initialized()
     if is_own:
-        on_cuda = torch.cuda.is_available()
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if resolve_device(device).type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     yield Ranks(distributed.get_rank(), world)
     if is_own:
         distributed.barrier()

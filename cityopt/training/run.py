@@ -106,7 +106,7 @@ def run_training(
     """
     check_objective(config.metric, config.model)
     check_shares(config)
-    with open_ranks(config.devices) as ranks, naming_failures("Lower training.batch_size or data.size."):
+    with open_ranks(config.device, config.devices) as ranks, naming_failures("Lower training.batch_size or data.size."):
         device = place_rank(config.device, ranks)
         set_threads(config.threads)
         with repeatable(device):

@@ -22,6 +22,8 @@ from cityopt.config import RunConfig
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, TrainingError, WeightsError
 from cityopt.runtime import die_with_parent
 from cityopt.search.executors.base import Answer
+from cityopt.search.executors.team import Team
+from cityopt.training.progress import Progress
 
 
 def main() -> None:
@@ -29,14 +31,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    _Session(Connection(int(sys.argv[1])), device=sys.argv[2]).serve()
+    Session(Connection(int(sys.argv[1])), device=sys.argv[2]).serve()
 
 
-class _Session:
+class Session:
     """The worker's side of the pipe. A thread reads, so that a lost coordinator ends even a busy worker."""
 
-    def __init__(self, pipe: "Connection[Any, Any]", device: str) -> None:
-        self._pipe, self._device = pipe, device
+    def __init__(self, pipe: "Connection[Any, Any]", device: str, *, in_team: bool = False) -> None:
+        """Take the pipe; `in_team`: this process is one of several (`rank.py`) that a worker started for a run."""
+        self._pipe, self._device, self._in_team = pipe, device, in_team
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers: queue.Queue[Answer] = queue.Queue()
 
@@ -50,6 +53,12 @@ class _Session:
         while True:
             self._run(self._jobs.get())
 
+    def serve_one(self, rank: int) -> dict[str, Any]:
+        """Train one run as a rank of its team, and return how it ended."""
+        self._send({"type": "ready", "rank": rank})
+        threading.Thread(target=self._read, daemon=True).start()
+        return self._run(self._jobs.get())
+
     def _read(self) -> None:
         while True:
             try:
@@ -61,7 +70,7 @@ class _Session:
             else:
                 self._jobs.put(message)
 
-    def _run(self, message: dict[str, Any]) -> None:
+    def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         run_id, folder = message["run_id"], Path(message["folder"])
         _log_into(folder / "log.txt")
         self._answers = queue.Queue()
@@ -71,6 +80,7 @@ class _Session:
             traceback.print_exc()
             ending = _describe_failure(error)
         self._send({"type": "ended", "run_id": run_id, **ending})
+        return ending
 
     def _train(self, run_id: str, folder: Path, message: dict[str, Any]) -> dict[str, Any]:
         from cityopt.tracking.run_folder import RunFolder
@@ -84,6 +94,9 @@ class _Session:
             self._send({"type": "progress", "run_id": run_id, "progress": asdict(progress)})
 
         config = RunConfig.model_validate(message["config"])
+        if config.devices > 1 and not self._in_team:
+            with Team(config.devices, config.threads) as team:
+                return team.train(message, on_epoch, lambda progress: on_progress(Progress(**progress)))
         tracker = RunFolder(folder, message["token"])
         result = run_training(config, tracker, on_epoch, on_progress=on_progress)
         return {"outcome": result.outcome, "result": json.loads(json.dumps(asdict(result), default=str))}
