@@ -5,7 +5,8 @@ at the end of an epoch `last.pt` is replaced (it holds the whole metrics history
 the tracker, then `on_epoch` hears of it. Whatever a kill cut off is made up for by the next call.
 
 With `devices` above 1 it is called in as many processes, by torchrun (`distributed.py`): each trains its share, and the
-leader alone writes, reports and hears answers. How many they are may differ from one call to the next.
+leader alone writes, reports and hears answers. How many they are may differ from one call to the next. All are given
+the tracker of one folder, in which an attempt has begun.
 """
 
 import math

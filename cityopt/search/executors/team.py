@@ -41,6 +41,7 @@ class Team:
         """Get ready to start `num_ranks` processes of `threads` CPU threads; `command` replaces torchrun's."""
         self._num_ranks, self._threads = num_ranks, threads
         self._command = command or [sys.executable, "-m", __name__, str(num_ranks)]
+        self._ends: list[socket.socket] = []
         self._ranks: dict[Connection[Any, Any], int] = {}
         self._done: set[int] = set()
 
@@ -63,10 +64,14 @@ class Team:
                 self._process.wait(_PARTING_S)
         self._process.kill()
         self._process.wait()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_WR)  # a rank that hears it ends at once, and its own end closes
+                end.settimeout(_PARTING_S)
+                while end.recv(2**16):
+                    pass
+            end.close()
         for pipe in self._ranks:
-            with contextlib.suppress(EOFError, OSError):
-                while pipe.poll(_PARTING_S):
-                    pipe.recv_bytes()
             pipe.close()
         self._door.close()
         self._place.cleanup()
@@ -92,7 +97,8 @@ class Team:
         return min(failures, key=_order)
 
     def _admit(self, job: Mapping[str, Any]) -> None:
-        pipe: Connection[Any, Any] = Connection(self._door.accept()[0].detach())
+        self._ends.append(self._door.accept()[0])
+        pipe: Connection[Any, Any] = Connection(os.dup(self._ends[-1].fileno()))
         self._ranks[pipe] = -1
         _send(pipe, job)
 

@@ -1,6 +1,7 @@
 """Warm workers: real processes that train a study of seconds, die, are replaced, and never outlive their parent."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,28 @@ def test_warm_worker_trains_many_jobs_and_outlives_failures_when_nobody_kills_it
     executor.submit(again)
     watch(executor, ended)
     assert {read_attempt(some.folder).pid for some in (job, stopped, diverging, lost_data, again)} == {pid}
+
+
+@pytest.mark.slow
+def test_attempt_on_two_devices_is_lost_with_a_rank_and_goes_on_in_one_process(executor, make_job):
+    alone = make_job(0)
+    job = replace(alone, config=alone.config.model_copy(update={"devices": 2}))
+    executor.submit(job)
+    watch(executor, lambda event: isinstance(event, EpochDone))
+    log = (job.folder / "log.txt").read_text()
+    worker, *ranks = [int(pid) for pid in re.findall(r"attempt begins, pid (\d+)", log)]
+    assert len(ranks) == 2 and worker == read_attempt(job.folder).pid
+    os.kill(ranks[1], signal.SIGKILL)
+    executor.answer(job.run_id, "continue")
+    end = watch(executor, ended)[-1]
+    assert (end.outcome, end.reason) == ("lost", "crash") and "of 2 ended" in end.message
+    assert not any(map(read_start_time, ranks)) and read_start_time(worker)
+
+    executor.submit(replace(alone, token="another"))
+    seen = watch(executor, ended)
+    assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1, 2, 3, 4]
+    assert (seen[-1].outcome, read_attempt(job.folder).pid) == ("complete", worker)
+    assert [record.step for record in read_records(job.folder)[0]] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
