@@ -34,7 +34,8 @@ class CommonBatchNorm2d(nn.BatchNorm2d):
         """Normalise; in evaluation mode by the running statistics, which need no other rank."""
         if not self.training:
             return super().forward(x)
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         wide = x.float()
         size = wide.new_tensor([x.numel() / x.shape[1]])
         sums = _sum_over_ranks(torch.cat([wide.sum(dim=(0, 2, 3)), size]))
@@ -44,10 +45,8 @@ class CommonBatchNorm2d(nn.BatchNorm2d):
         variance = _sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            momentum = 0.1 if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 

@@ -83,10 +83,14 @@ class Ranks:
     def leader_first(self) -> Iterator[None]:
         """Let the leader through the block before the others: it decodes and downloads what they find done."""
         if not self.leads:
-            distributed.barrier()
+            self.share(None)
         yield
-        if self.leads and self.world > 1:
-            distributed.barrier()
+        if self.leads:
+            self.share(None)
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        self.average(torch.zeros(()))
 
 
 ALONE = Ranks()
@@ -137,9 +141,10 @@ def open_ranks(device: str, devices: int) -> Iterator[Ranks]:
     if is_own:
         backend = "cpu:gloo,cuda:nccl" if resolve_device(device).type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
-    yield Ranks(distributed.get_rank(), world)
+    ranks = Ranks(distributed.get_rank(), world)
+    yield ranks
     if is_own:
-        distributed.barrier()
+        ranks.meet()
         distributed.destroy_process_group()
 
 

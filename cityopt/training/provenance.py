@@ -13,6 +13,7 @@ from cityopt.config import DEFAULT_ANCHORS, RunConfig
 from cityopt.runtime import list_packages, read_git_state
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.dataset import TrainingData
+from cityopt.training.devices import count_own_images
 from cityopt.training.optim import REFERENCE_BATCH, scale_learning_rate
 
 
@@ -48,9 +49,11 @@ def describe_data(data: TrainingData) -> dict[str, object]:
 
 
 def describe_rate(config: RunConfig) -> dict[str, object]:
-    """Return the learning rate that results from linear scaling, and the rule."""
+    """Return the learning rate that results from linear scaling, and the rule; with several devices their shares."""
     rule = f"{config.training.learning_rate:g} x batch {config.training.batch_size} / {REFERENCE_BATCH}"
-    return {"training.scaled_learning_rate": scale_learning_rate(config.training), "training.scaling_rule": rule}
+    rate = {"training.scaled_learning_rate": scale_learning_rate(config.training), "training.scaling_rule": rule}
+    shares = {"training.images_per_device": count_own_images(config)} if config.devices > 1 else {}
+    return {**rate, **shares}
 
 
 def describe_anchors(config: RunConfig) -> dict[str, Any]:

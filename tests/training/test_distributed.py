@@ -69,19 +69,29 @@ def story(config: RunConfig, alone: dict[str, RunConfig], tmp_path_factory: pyte
     """The folder in which two ranks have done what `two_ranks.py` says."""
     folder = tmp_path_factory.mktemp("ranks")
     train_alone(alone["begun_alone"], folder / "begun_alone", stop_after=1)
-    for name, config_of_two in make_configs(config, devices=2).items():
-        (folder / f"{name}.json").write_text(config_of_two.model_dump_json())
+    run_two(folder, make_configs(config, devices=2), "gloo")
+    return folder
+
+
+def run_two(folder: Path, configs: dict[str, RunConfig], backend: str, num_gpus: int = 1) -> None:
+    """Let two ranks do what `two_ranks.py` says."""
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(config.model_dump_json())
         begin_attempt(folder / name, "")
     environment = {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
     environment |= {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(rank), backend],
+            env=environment | {"LOCAL_RANK": str(rank % num_gpus)},
+        )
+        for rank in range(2)
+    ]
     try:
         assert [rank.wait(240) for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +212,22 @@ def test_all_ranks_end_with_nan_when_one_of_them_meets_it(found: list[dict[str, 
     for one in found:
         assert one["nan"]["reason"] == "nan" and one["nan"]["heard"] == []
         assert "by step 1 of the epoch" in one["nan"]["message"]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_ranks_train_on_cuda(config: RunConfig, tmp_path: Path) -> None:
+    """By NCCL with two GPUs or more; two ranks on one GPU by gloo, which NCCL refuses."""
+    num_gpus = torch.cuda.device_count()
+    configs = {name: one.model_copy(update={"device": "cuda"}) for name, one in make_configs(config, devices=2).items()}
+    run_two(tmp_path, configs, "cpu:gloo,cuda:nccl" if num_gpus > 1 else "cpu:gloo,cuda:gloo", num_gpus)
+    first, second = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
+    for name in ("group", "batch", "mask"):
+        assert first[name]["epochs"] == 2 and first[name]["metrics"] == second[name]["metrics"]
+        result = train_alone(configs[name].model_copy(update={"devices": 1}), tmp_path / f"alone-{name}")
+        loss = "train/loss/total"
+        assert first[name]["metrics"][loss] == pytest.approx(result.metrics[loss], rel=0.1 if name == "mask" else 0.02)
 
 
 def test_one_process_shares_with_nobody() -> None:

@@ -1,4 +1,4 @@
-"""What a rank of `test_distributed.py` does: `python two_ranks.py FOLDER RANK`, twice at once.
+"""What a rank of `test_distributed.py` does: `python two_ranks.py FOLDER RANK BACKEND`, twice at once.
 
 FOLDER holds `<name>.json`, the configs of trainings; `<name>/` becomes the run of each, `<name>-<rank>.pt` what a rank
 found.
@@ -105,10 +105,13 @@ def compare_norms(ranks: Ranks) -> dict[str, float]:
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int, backend: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     ranks = Ranks(rank, 2)
+    if "cuda" in backend:
+        torch.save({name: train(folder, name) for name in ("group", "batch", "mask")}, folder / f"found-{rank}.pt")
+        return
     found = {
         "dealt": list(ranks.spread(lambda number: (number * number, rank), [1, 2, 3])),
         "shared": ranks.share(rank),
@@ -125,4 +128,4 @@ def main(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
