@@ -70,12 +70,17 @@ def count_cores() -> int:
     return max(1, min([bound, *_list_quotas()]))
 
 
-def die_with_parent() -> None:
-    """Let this process end when the one that started it does, however that ended."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Let this process end when the one that started it does, however that ended.
+
+    Without `parent`, the id of that one, a death that came before this call is not noticed.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+        if parent is not None and os.getppid() != parent:
+            os._exit(3)
         return
-    parent = os.getppid()
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

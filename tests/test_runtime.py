@@ -17,6 +17,13 @@ def test_import_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(("is_parent", "code"), [(True, 0), (False, 3)])
+def test_process_ends_when_its_parent_was_gone_before_it_could_ask(is_parent: bool, code: int) -> None:
+    parent = "os.getppid()" if is_parent else "os.getpid()"
+    text = f"import os, time\nfrom cityopt.runtime import die_with_parent\ndie_with_parent({parent})\ntime.sleep(1)"
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == code
+
+
 def test_derive_seed_is_pinned_and_tells_parts_apart() -> None:
     assert runtime.derive_seed(7, "epoch", 3) == 7646495708115270628
     seeds = {runtime.derive_seed(*parts) for parts in [(1, 23), (12, 3), ("1", 23), ("1", "23"), (123,), ("123",)]}

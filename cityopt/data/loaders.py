@@ -6,8 +6,10 @@ Stands between cache and training loop (and evaluation, without augmentation). O
 Shapes: B images of a batch, H, W height and width in pixels, N instances of an image.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,16 +79,16 @@ def build_loader(
         _Samples(cache, data, seed, epoch, train, task),
         batch_sampler=batches,
         num_workers=data.num_workers,
-        worker_init_fn=_follow_training,
+        worker_init_fn=partial(_follow_training, os.getpid()),
         collate_fn=_collate_samples,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else each epoch would draw from torch's global generator
     )
 
 
-def _follow_training(_: int) -> None:
-    """Let a loader's process end with the training: a killed one cannot end it."""
-    die_with_parent()
+def _follow_training(training: int, _: int) -> None:
+    """Let a loader's process end with that of the training: a killed one cannot end it."""
+    die_with_parent(training)
 
 
 _Sample = tuple[Tensor, Target, int]

@@ -46,6 +46,18 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+def test_build_loader_gives_each_process_its_part_of_every_batch(cache: ImageCache, num_parts: int) -> None:
+    whole = load(cache, batch_size=4)
+    parts = [load(cache, batch_size=4, share=(part, num_parts)) for part in range(num_parts)]
+    assert len(whole) == 2 and all(len(part) == len(whole) for part in parts)
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert [len(share.indices) for share in shares] == [4 // num_parts] * num_parts
+        assert [index for share in shares for index in share.indices] == batch.indices
+        for a, b in zip(batch.images, [image for share in shares for image in share.images], strict=True):
+            assert torch.equal(a, b)
+
+
 def test_build_loader_gives_images_and_targets_of_the_cache_when_it_evaluates(cache: ImageCache) -> None:
     batches = load(cache, [7, 2, EMPTY, 9], train=False)
     assert [batch.indices for batch in batches] == [[7, 2, EMPTY], [9]]

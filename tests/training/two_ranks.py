@@ -120,6 +120,7 @@ def main(folder: Path, rank: int, backend: str) -> None:
         "group": train(folder, "group"),
         "batch": train(folder, "batch"),
         "mask": train(folder, "mask"),
+        "accumulated": train(folder, "accumulated"),
         "begun_alone": train(folder, "begun_alone"),
         "begun_by_two": train(folder, "begun_by_two", stop_after=1),
         "nan": ruin_images_of_one_rank(folder, rank),

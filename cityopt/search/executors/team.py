@@ -88,7 +88,7 @@ class Team:
                     self._admit(job)
             if len(self._done) == self._num_ranks:
                 return self._result
-            if not failures and self._process.poll() is not None and not self._ranks:
+            if not failures and self._process.poll() is not None:
                 failures = [_lost(f"torchrun ended with exit code {self._process.returncode}")]
             if any(_is_known(failure) for failure in failures):
                 break
