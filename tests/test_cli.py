@@ -239,6 +239,12 @@ def test_promotion_refuses_a_setting_that_has_no_effect_before_anything_else(cal
     assert (code, out) == (1, "") and "search.trials" in err and "training.*" in err
 
 
+def test_promotion_refuses_devices_that_are_no_number_before_anything_else(call, tmp_path):
+    code, out, err = call("promote", "--study", "x", "--store", tmp_path / "store", "--devices", "all")
+    assert (code, out) == (1, "") and "`--devices` must be a number of at least 1, or auto, but got 'all'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_square_brackets_in_a_path_are_printed_as_they_are(call, tmp_path):
     out = tmp_path / "[bold]scenes[/x]"
     code, said, err = call("data", "synth", out, "--num-images", 3, "--size", "64x128")

@@ -1,6 +1,6 @@
 """`promote --devices N`: how many processes train a promotion, and what each of them gets.
 
-Stands between `promote.py` and the plan of its trainings; the rules for a batch are in `training/devices.py`.
+Stands between `promote.py` and the plan of its trainings; the rules for a batch are in `training/shares.py`.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from cityopt.runtime import resolve_device
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage
 from cityopt.settings import replace_section
-from cityopt.training.devices import check_shares, count_own_images
+from cityopt.training.shares import check_shares, count_own_images
 
 
 def count_devices(text: str, device: str) -> int:

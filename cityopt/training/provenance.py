@@ -13,8 +13,8 @@ from cityopt.config import DEFAULT_ANCHORS, RunConfig
 from cityopt.runtime import list_packages, read_git_state
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.dataset import TrainingData
-from cityopt.training.devices import count_own_images
 from cityopt.training.optim import REFERENCE_BATCH, scale_learning_rate
+from cityopt.training.shares import count_own_images
 
 
 def write_provenance(tracker: Tracker, config: RunConfig, data: TrainingData, environment: Mapping[str, str]) -> None:

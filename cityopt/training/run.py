@@ -51,7 +51,6 @@ from cityopt.training.checkpoint import (
     save_checkpoint,
 )
 from cityopt.training.dataset import TrainingData, prepare_data
-from cityopt.training.devices import check_shares
 from cityopt.training.distributed import JointModel, Ranks, open_ranks, place_rank
 from cityopt.training.failures import naming_failures
 from cityopt.training.loop import StepReport, count_steps, train_epoch
@@ -60,6 +59,7 @@ from cityopt.training.optim import build_optimizer
 from cityopt.training.progress import OnProgress, ProgressMeter
 from cityopt.training.provenance import flatten_config, write_provenance
 from cityopt.training.samples import choose_samples, write_overlays
+from cityopt.training.shares import check_shares
 
 UNSCORED_KEYS = {
     *("study", "name", "kind", "device", "devices", "threads", "cache", "data.root", "data.num_workers", "keep")

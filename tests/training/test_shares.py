@@ -5,8 +5,8 @@ import pytest
 from cityopt.config import RunConfig
 from cityopt.errors import ConfigError
 from cityopt.settings import replace_settings
-from cityopt.training.devices import check_shares, count_own_images
 from cityopt.training.provenance import describe_rate
+from cityopt.training.shares import check_shares, count_own_images
 
 
 def share(config: RunConfig, batch_size: int, accumulation: int, devices: int) -> RunConfig:
