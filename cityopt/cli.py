@@ -27,6 +27,7 @@ for verb in (
     studies.report,
     studies.anchors,
     models.predict,
+    models.transfer,
     studies.ui,
 ):
     app.command()(verb)

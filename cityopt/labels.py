@@ -1,9 +1,13 @@
-"""The Cityscapes label table: ids, training ids, categories and palette, and the eight classes with instances.
+"""The Cityscapes label table: ids, training ids, categories and palette, the eight classes with instances; COCO's 80.
 
 Stands on the lowest floor: data, models, evaluation and report all read it. Rasters hold `id`s (0 unlabeled …
 33 bicycle, 26003 = fourth car of an image), models hold contiguous classes 1 … 8 with 0 for the background.
 
-Source: cityscapesScripts, helpers/labels.py, and the class definitions on cityscapes-dataset.com.
+COCO's classes are contiguous too, 1 … 80 in the order of its categories, whose ids have gaps. Seven of them are
+Cityscapes' under the same names; COCO has no rider: who rides is a person there.
+
+Source: cityscapesScripts, helpers/labels.py, and the class definitions on cityscapes-dataset.com; the categories of
+COCO's instances_*2017.json.
 """
 
 from dataclasses import dataclass
@@ -83,3 +87,24 @@ EVALUATED_LABELS: tuple[Label, ...] = tuple(label for label in LABELS if not lab
 THING_LABELS: tuple[Label, ...] = tuple(label for label in LABELS if label.has_instances and not label.ignore_in_eval)
 THING_NAMES: tuple[str, ...] = tuple(label.name for label in THING_LABELS)
 CLASS_OF_ID: dict[int, int] = {label.id: index for index, label in enumerate(THING_LABELS, start=1)}
+
+COCO_NAMES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
+    "hair drier", "toothbrush",
+)  # fmt: skip
+_COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS: tuple[int, ...] = tuple(number for number in range(1, 91) if number not in _COCO_GAPS)
+"""Category ids of COCO's classes 1 … 80, in their order."""
+RIDER = THING_NAMES.index("rider") + 1
+"""Cityscapes' class that COCO lacks."""
+THING_OF_COCO: dict[int, int] = {
+    COCO_NAMES.index(name) + 1: index for index, name in enumerate(THING_NAMES, start=1) if index != RIDER
+}
+"""Cityscapes' classes of COCO's: person, car, truck, bus, train, motorcycle, bicycle."""

@@ -25,7 +25,8 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="cityscapes, coco, semantic, with commas; all by default.")
+        str | None,
+        typer.Option("--protocol", help="cityscapes, coco, semantic (the usual ones), boundary; with commas."),
     ] = None,
     export: Annotated[
         Path | None, typer.Option("--export", help="New folder for the predictions: official trees and COCO JSON.")
@@ -117,3 +118,52 @@ def weights_convert(
 
     found = convert_weights(file, out)
     show(as_json, found.to_json(), lambda: print_conversion(open_console(), found.to_json()))
+
+
+def transfer(
+    weights: Annotated[
+        list[str],
+        typer.Option("--weights", help="Checkpoint file or reference, repeatable; others are compared with the first."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html, transfer.json and pictures.")],
+    coco: Annotated[
+        Path | None, typer.Option("--coco", help="COCO root: annotations/instances_val2017.json and val2017/.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Cityscapes root, or `synthetic`; else CITYSCAPES_DATASET.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first N images of each dataset: to try it.")
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="HEIGHTxWIDTH at which models see Cityscapes.")] = "1024x2048",
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge models of COCO as they are on Cityscapes, and on COCO, and compare them: numbers, pictures, one page.
+
+    Example: cityopt transfer --weights maskrcnn_coco.pt --weights pointrend_coco.pt --coco COCO --data ROOT --out DIR
+    """
+    from cityopt.data.synthetic import parse_size
+    from cityopt.report.terminal import open_observer
+    from cityopt.report.transfer_table import print_transfer
+    from cityopt.report.transfer_write import check_out, write_transfer
+    from cityopt.store import open_store
+    from cityopt.training.transfer import run_transfer
+
+    console = open_console(quiet=as_json)
+    check_out(out)
+    place = open_store(store)
+    with open_observer(console) as observer:
+        study = run_transfer(
+            weights,
+            store=place,
+            coco=coco,
+            data=data,
+            limit=limit,
+            size=parse_size(size),
+            device=device,
+            on_progress=observer.show_preparation,
+        )
+    lines = write_transfer(study, out, place)
+    show(as_json, study.to_json(), lambda: print_transfer(console, study, lines))

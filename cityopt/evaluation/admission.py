@@ -25,9 +25,19 @@ def check_prediction(
         EvaluationError: sizes that differ, masks that are no codes, a class outside 1 … `num_classes`, a score that
             is NaN, or masks, scores, classes and boxes that are not equally many.
     """
+    check_raster(image_id, raster)
+    check_found(image_id, raster.shape, prediction, num_classes=num_classes)
+
+
+def check_raster(image_id: str, raster: NDArray[Any]) -> None:
+    """Check that a raster is a map `(H, W)` of integers. Raises DataError."""
     if raster.ndim != 2 or not raster.size or not np.issubdtype(raster.dtype, np.integer):
         raise DataError(f"a raster must be (H, W) integers, but got {raster.shape} {raster.dtype} for {image_id!r}.")
-    _check_masks(image_id, raster, prediction)
+
+
+def check_found(image_id: str, shape: tuple[int, ...], prediction: "Prediction", *, num_classes: int) -> None:
+    """Check a prediction for an image of a shape (height, width). Raises EvaluationError as `check_prediction`."""
+    _check_masks(image_id, shape, prediction)
     counts = {len(x) for x in (prediction.masks, prediction.scores, prediction.classes, prediction.boxes_xyxy)}
     if len(counts) > 1:
         raise EvaluationError(
@@ -40,7 +50,7 @@ def check_prediction(
         raise EvaluationError(f"scores must be numbers, but got NaN for image {image_id!r}.")
 
 
-def _check_masks(image_id: str, raster: NDArray[Any], prediction: "Prediction") -> None:
+def _check_masks(image_id: str, shape: tuple[int, ...], prediction: "Prediction") -> None:
     for code in prediction.masks:
         if not isinstance(code, dict):
             raise EvaluationError(
@@ -48,8 +58,8 @@ def _check_masks(image_id: str, raster: NDArray[Any], prediction: "Prediction") 
                 "Make them of arrays with `Prediction.from_masks`."
             )
     for size in (prediction.size, *(code["size"] for code in prediction.masks)):
-        if tuple(size) != raster.shape:
+        if tuple(size) != shape:
             raise EvaluationError(
-                f"masks and raster must have one size, but got {tuple(size)} and {raster.shape} for {image_id!r}. "
+                f"masks and ground truth must have one size, but got {tuple(size)} and {shape} for {image_id!r}. "
                 "Predict at the size of the ground truth."
             )

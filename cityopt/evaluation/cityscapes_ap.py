@@ -82,6 +82,10 @@ class CityscapesEvaluator:
             )
         self._images |= other._images
 
+    def list_matches(self) -> list[ImageMatches]:
+        """Return what each image adds, in the order of adding: `compute_precisions` of some gives their AP."""
+        return list(self._images.values())
+
     def compute_matrix(self) -> Floats:
         """Return the AP per class and threshold, `(8, T)` in [0, 1]; NaN for classes without objects to be found."""
         if self._matrix is None:

@@ -12,19 +12,22 @@ Source: Lin et al., "Microsoft COCO", 2014, and the definitions on cocodataset.o
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cityopt.errors import EvaluationError
-from cityopt.evaluation.admission import check_prediction
+from cityopt.evaluation.admission import check_found, check_raster
 from cityopt.evaluation.run_lengths import find_raster_runs
 from cityopt.labels import CLASS_OF_ID, THING_NAMES
 
 if TYPE_CHECKING:
     from cityopt.models.masks import Prediction
+
+Annotation = dict[str, Any]
+"""COCO's: `category_id`, which is a class 1, 2, …, `iscrowd`, `area`, `bbox`, and `segmentation` as a code."""
 
 KINDS = ("segm", "bbox")
 # Indices into hotcoco's precision array (T, R, K, A, M): thresholds .5:.05:.95, recalls 0:.01:1, classes, areas
@@ -65,18 +68,24 @@ class CocoEvaluator:
             EvaluationError: an image added twice, or a prediction that `check_prediction` refuses.
             ValueError: a call after `summarize`.
         """
+        check_raster(image_id, raster)
+        self.add_annotated(image_id, raster.shape, annotate_raster(raster), prediction)
+
+    def add_annotated(
+        self, image_id: str, size: tuple[int, ...], annotations: Iterable[Annotation], prediction: "Prediction"
+    ) -> None:
+        """Add one image of `size` (height, width) by COCO's annotations; see `add`."""
         if self._results is not None:
             raise ValueError(f"`add` must come before `summarize`, but image {image_id!r} came after it.")
         if image_id in self._image_ids:
             raise EvaluationError(f"every image must be added once, but {image_id!r} came again.")
-        check_prediction(image_id, raster, prediction, num_classes=len(self.class_names))
+        check_found(image_id, size, prediction, num_classes=len(self.class_names))
         self._image_ids.add(image_id)
         number = len(self._image_ids)
-        height, width = raster.shape
-        images = [{"id": number, "height": height, "width": width}]
-        annotations = list(self.annotate(raster, number))
+        images = [{"id": number, "height": size[0], "width": size[1]}]
+        numbered = [self._number(annotation, number) for annotation in annotations]
         for kind, stream in self._streams.items():
-            stream.update(images, annotations, describe_results(prediction, number, kind))
+            stream.update(images, numbered, describe_results(prediction, number, kind))
 
     def summarize(self) -> dict[str, float]:
         """Return every metric of `metric_names` in [0, 1]; NaN where there is no ground truth to find.
@@ -90,26 +99,33 @@ class CocoEvaluator:
                 evaluation.accumulate()
                 assert evaluation.eval is not None
                 precision = np.asarray(evaluation.eval["precision"])
-                self._results |= _summarize(f"coco/{kind}", precision, self.class_names)
+                self._results |= summarize_precision(f"coco/{kind}", precision, self.class_names)
         return dict(self._results)
 
     def annotate(self, raster: NDArray[Any], image_number: int) -> Iterator[dict[str, Any]]:
         """Yield COCO's annotations of a raw instanceIds raster `(H, W)`; ids count on over all images."""
-        from hotcoco import mask
+        for annotation in annotate_raster(raster):
+            yield self._number(annotation, image_number)
 
-        for class_index, is_crowd, counts in find_runs(raster):
-            rle = mask.frPyObjects({"size": list(raster.shape), "counts": counts}, *raster.shape)
-            # Counted from 1: pycocotools takes annotation 0 for "no match".
-            self._num_annotations += 1
-            yield {
-                "id": self._num_annotations,
-                "image_id": image_number,
-                "category_id": class_index,
-                "iscrowd": int(is_crowd),
-                "area": float(mask.area(rle)),
-                "bbox": [float(value) for value in mask.to_bbox(rle)],
-                "segmentation": rle,
-            }
+    def _number(self, annotation: Annotation, image_number: int) -> Annotation:
+        # Counted from 1: pycocotools takes annotation 0 for "no match".
+        self._num_annotations += 1
+        return {**annotation, "id": self._num_annotations, "image_id": image_number}
+
+
+def annotate_raster(raster: NDArray[Any]) -> Iterator[Annotation]:
+    """Yield COCO's annotations of a raw instanceIds raster `(H, W)`, in order of its ids."""
+    from hotcoco import mask
+
+    for class_index, is_crowd, counts in find_runs(raster):
+        rle = mask.frPyObjects({"size": list(raster.shape), "counts": counts}, *raster.shape)
+        yield {
+            "category_id": class_index,
+            "iscrowd": int(is_crowd),
+            "area": float(mask.area(rle)),
+            "bbox": [float(value) for value in mask.to_bbox(rle)],
+            "segmentation": rle,
+        }
 
 
 def metric_names(class_names: Sequence[str] = THING_NAMES) -> list[str]:
@@ -150,7 +166,8 @@ def describe_results(prediction: "Prediction", image_number: int, kind: str) -> 
     return [result | {"bbox": box} for result, box in zip(results, boxes_xywh, strict=True)]
 
 
-def _summarize(prefix: str, precision: NDArray[np.float64], class_names: Sequence[str]) -> dict[str, float]:
+def summarize_precision(prefix: str, precision: NDArray[np.float64], class_names: Sequence[str]) -> dict[str, float]:
+    """Return the means of a precision array `(T, R, K, A, M)` as metrics, NaN where there is nothing to find."""
     metrics = {}
     for name, (thresholds, area) in SUMMARIES.items():
         metrics[f"{prefix}/{name}"] = _mean(precision[thresholds, ..., area, -1])

@@ -6,6 +6,7 @@ takes an image's raw instanceIds and what a model found in it, and begins its me
     cityscapes   `cityscapes/…`        official instance AP
     coco         `coco/<segm|bbox>/…`  COCO's AP of masks and boxes, groups as crowds
     semantic     `semantic_things/…`   the official pixel scores of the eight classes, from painted masks
+    boundary     `boundary/segm/…`     COCO's AP of masks whose edges must be right too, where it is asked for
 
 A semantic model knows no instances: it is judged by `semantic` alone, as `semantic/…` on all nineteen classes.
 """
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from cityopt.config import Task
 from cityopt.errors import ConfigError
+from cityopt.evaluation.boundary import BoundaryEvaluator
 from cityopt.evaluation.cityscapes_ap import CityscapesEvaluator
 from cityopt.evaluation.coco_ap import CocoEvaluator
 from cityopt.evaluation.semantic import THINGS_PREFIX, SemanticEvaluator, paint_prediction
@@ -71,19 +73,21 @@ PROTOCOLS: dict[str, Callable[[], Judge]] = {
     "cityscapes": CityscapesEvaluator,
     "coco": CocoEvaluator,
     "semantic": PaintedThings,
+    "boundary": BoundaryEvaluator,
 }
-
+USUAL = ("cityscapes", "coco", "semantic")
+"""Protocols of instances that are meant where none is named."""
 
 SEMANTIC_PROTOCOLS: dict[str, Callable[[], Judge]] = {"semantic": PredictedClasses}
 
 
 def parse_protocols(text: str | None, task: Task = "instance") -> tuple[str, ...]:
-    """Read `cityscapes,coco`; None means all of a model's task.
+    """Read `cityscapes,coco`; None means the usual ones of a model's task.
 
     Raises ConfigError: no name, one that is no protocol's, or one that cannot judge a model of the task.
     """
     if text is None:
-        return tuple(PROTOCOLS if task == "instance" else SEMANTIC_PROTOCOLS)
+        return USUAL if task == "instance" else tuple(SEMANTIC_PROTOCOLS)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in PROTOCOLS:

@@ -29,6 +29,7 @@ _INSTANCE_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("COCO\nmask AP50", "coco/segm/ap50", "coco/segm/ap50/class/"),
         ("COCO\nbox AP", "coco/bbox/ap", "coco/bbox/ap/class/"),
     ),
+    "boundary": (("boundary\nmask AP", "boundary/segm/ap", "boundary/segm/ap/class/"),),
 }
 
 
