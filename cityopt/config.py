@@ -98,10 +98,12 @@ class ModelConfig(Section):
     classes: Literal["cityscapes", "coco"] = "cityscapes"
     """Which objects the heads know: 8 or 80 classes. Studies train Cityscapes' classes."""
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
-    flavour: Literal["torchvision", "detectron2"] = "torchvision"
-    """Whose weights the backbone is for. detectron2's halve in the first convolution of a block, and see 0..255 BGR."""
+    flavour: Literal["torchvision", "detectron2", "torchvision_coco"] = "torchvision"
+    """Whose weights. detectron2's halve in a block's first convolution, and see 0..255 BGR; `…_coco` moves RoIs."""
     weights: str = "coco"
     """`coco`, `imagenet`, `none`, or the path of a checkpoint."""
+    rider_from: Literal["person", "random", "none"] = "person"
+    """Heads of COCO's classes give Cityscapes' their rows, but COCO has no rider; `none` starts all heads afresh."""
     freeze_depth: Annotated[int, Field(strict=True, ge=0, le=5)] = 2
     """Frozen backbone stages from the input: 0 trains all, 1 freezes the stem, 5 the whole backbone."""
     backbone_norm: Literal["auto", "batch", "frozen"] = "auto"
@@ -154,9 +156,9 @@ class ModelConfig(Section):
                 f"weights={self.weights!r}, freeze_depth={self.freeze_depth}"
             )
         foreign = self.weights in ("coco", "imagenet") or self.backbone == "resnet18" or self.task == "semantic"
-        if self.flavour == "detectron2" and foreign:
+        if self.flavour != "torchvision" and foreign:
             raise ValueError(
-                "`flavour: detectron2` is for networks that `cityopt weights convert` made, but got "
+                f"`flavour: {self.flavour}` is for networks that `cityopt weights convert` made, but got "
                 f"family={self.family!r}, weights={self.weights!r}, backbone={self.backbone!r}"
             )
         return self

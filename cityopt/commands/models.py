@@ -104,12 +104,12 @@ def predict(
 
 def weights_convert(
     file: Annotated[
-        Path, typer.Argument(help="File of detectron2's model zoo (.pkl), or of a training with it (.pth).")
+        Path, typer.Argument(help="File of detectron2 (.pkl of its zoo, or .pth), or torchvision's for COCO.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint to write.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a detectron2 file into a checkpoint of cityopt and say what it holds; nothing in the file is run.
+    """Turn a file of detectron2's or torchvision's into a checkpoint and say what it holds; nothing in it is run.
 
     Example: cityopt weights convert model_final.pkl --out maskrcnn_coco.pt
     """

@@ -21,7 +21,7 @@ from cityopt.models.proposals import RegionProposals
 from cityopt.models.roi_heads import Detections, RoiHeads
 from cityopt.models.segmentation_model import IMAGE_MEAN, IMAGE_STD, InstanceModel, Target
 
-_STD = {"torchvision": IMAGE_STD, "detectron2": (1 / 255, 1 / 255, 1 / 255)}
+_STD = {"torchvision": IMAGE_STD, "torchvision_coco": IMAGE_STD, "detectron2": (1 / 255, 1 / 255, 1 / 255)}
 """By flavour: detectron2 takes the same mean from pixels in 0..255 and divides by nothing."""
 _PAD_PX = 32
 

@@ -73,6 +73,7 @@ class RoiHeads(nn.Module):
         self.box_predictor = FastRCNNPredictor(config.box_head_channels, config.num_classes + 1)
         self.num_samples, self.num_detections = config.roi_samples, config.num_detections
         self.score_threshold = config.score_threshold
+        self.shift = 0.5 if config.flavour == "torchvision_coco" else 0.0
         mask_outputs = self.build_mask_head(config)
         _start_values(self.box_head, self.box_predictor)
         for weight, bias in mask_outputs:
@@ -157,7 +158,7 @@ class RoiHeads(nn.Module):
         return {"mask": loss}
 
     def _classify(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, offsets = self.box_predictor(self.box_head(cut_regions(features, boxes, images, _BOX_SIDE)))
+        logits, offsets = self.box_predictor(self.box_head(cut_regions(features, boxes, images, _BOX_SIDE, self.shift)))
         return logits.float(), offsets.float()
 
     def segment(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, classes: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class RoiHeads(nn.Module):
         The predictor is a 2 x 2 deconvolution of stride 2 and a 1 x 1 convolution. Neither looks at its
         neighbours, so both are products over the channels, of the one class that counts.
         """
-        hidden_RCSS = self.mask_head(cut_regions(features, boxes, images, _MASK_SIDE))
+        hidden_RCSS = self.mask_head(cut_regions(features, boxes, images, _MASK_SIDE, self.shift))
         spread, classify = self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits
         weight_CQ = spread.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = hidden_RCSS.permute(0, 2, 3, 1).flatten(0, 2) @ weight_CQ + spread.bias.repeat(4)
@@ -187,8 +188,11 @@ class RoiHeads(nn.Module):
         return Detections(boxes[best], scores[best], classes[best])
 
 
-def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side: int) -> Tensor:
-    """Return the regions `(R, C, side, side)`, each from the level of P2..P5 that suits its size."""
+def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side: int, shift: float = 0.0) -> Tensor:
+    """Return the regions `(R, C, side, side)`, each from the level of P2..P5 that suits its size.
+
+    `shift` moves them, in cells of their level: networks that were trained with RoIAlign's first version want .5.
+    """
     level = find_levels(boxes)
     if boxes.is_cuda and (cut_pyramid := find_kernel()) is not None:
         return cut_pyramid(features, boxes, images, level, side)
@@ -197,7 +201,8 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
         row = (level == number).nonzero()[:, 0]
         if len(row):
             rows.append(row)
-            parts.append(cut_map(features[number], boxes[row], images[row], side=side, stride=stride))
+            moved = boxes[row] + shift * stride if shift else boxes[row]
+            parts.append(cut_map(features[number], moved, images[row], side=side, stride=stride))
     if not parts:
         return features[0].new_zeros(0, features[0].shape[1], side, side)
     cut: Tensor = torch.cat(parts)

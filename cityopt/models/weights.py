@@ -4,8 +4,8 @@
 Both are kept in torch.hub's folder. A path is a checkpoint of cityopt or a plain state dict, of a whole
 network or of a ResNet alone. Files are read with `weights_only`: nothing in them can run.
 
-Layers that depend on the number of classes or of anchors start afresh where the file's have another
-shape; anything else that does not fit is an error.
+Heads for COCO's classes become heads for Cityscapes' (`class_rows`). Other layers that depend on the number of
+classes or of anchors start afresh where the file's have another shape; anything else that does not fit is an error.
 
 Source: torchvision's `overwrite_eps` (COCO_V1 was trained with a batch norm without epsilon).
 """
@@ -28,6 +28,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from cityopt.config import ModelConfig
 from cityopt.errors import WeightsError
 from cityopt.models.backbone import Norm
+from cityopt.models.class_rows import adapt_rows
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,9 @@ def match_tensors(network: nn.Module, model: ModelConfig, state: Mapping[str, Te
     state = rename_state(state)
     if model.weights == "coco":
         state = fold_epsilon(state)
+    if (adapted := adapt_rows(state, network.state_dict(), model.rider_from)) is not None:
+        logger.info("heads for COCO's classes in %s start those for Cityscapes'", origin)
+        state = adapted
     return _match_network(network, state, origin)
 
 

@@ -132,7 +132,7 @@ def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Stu
     attributes = study.user_attrs
     if _SETTINGS not in attributes:
         raise StoreError(f"study {name!r} was never begun whole. Begin it with: cityopt sweep --study {name}")
-    config = validate(StudyConfig, attributes[_SETTINGS], origin=f"study {name}")
+    config = validate(StudyConfig, _complete(attributes[_SETTINGS]), origin=f"study {name}")
     _equip(study, config)
     return study, config, StudyFacts(**attributes[_FACTS])
 
@@ -228,6 +228,17 @@ def _create_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -
 def _equip(study: optuna.Study, config: StudyConfig) -> None:
     study.sampler = build_sampler(config.search.sampler, config.search.space, config.seed)
     study.pruner = build_pruner(config.search.pruner, config.training.epochs)
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to stored settings what was not there to be set when they were stored, as it was then.
+
+    Heads of COCO's classes once started afresh in every study.
+    """
+    model = settings["model"]
+    if "rider_from" in model or model["weights"] in ("none", "imagenet"):
+        return dict(settings)
+    return {**settings, "model": {**model, "rider_from": "none"}}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,9 +18,11 @@ from torch import Tensor
 from cityopt.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from cityopt.errors import WeightsError
 from cityopt.image_set import ImageSet
+from cityopt.models import detectron2, torchvision_coco
 from cityopt.models.build import build_model
-from cityopt.models.detectron2 import LICENCE, SUPPORTED, convert_detectron2, is_detectron2
+from cityopt.models.detectron2 import Conversion, convert_detectron2, is_detectron2
 from cityopt.models.pickles import read_pickle
+from cityopt.models.torchvision_coco import convert_torchvision, is_torchvision
 from cityopt.models.weights import State, find_state, list_misfits, read_file
 from cityopt.training.checkpoint import save_converted
 
@@ -52,7 +54,7 @@ class ConvertedWeights:
 
 
 def convert_weights(source: Path, out: Path) -> ConvertedWeights:
-    """Turn a detectron2 file (`.pkl` of its model zoo, or `.pth`) into a checkpoint, and say what it was.
+    """Turn a file of detectron2's (`.pkl` of its model zoo, or `.pth`) or torchvision's into a checkpoint of ours.
 
     Raises WeightsError: no such file, a truncated or malicious one, another family, other classes, or tensors that
     are unknown, missing or of another shape, each of which is listed. Then no checkpoint is written.
@@ -62,16 +64,15 @@ def convert_weights(source: Path, out: Path) -> ConvertedWeights:
     if out.is_dir() or not out.absolute().parent.is_dir() or out.absolute() == source.absolute():
         raise WeightsError(f"`--out` must be a new file in a folder that exists, but got {out}.")
     tensors = read_tensors(source)
-    if not is_detectron2(tensors):
-        raise WeightsError(f"{source} holds no weights that cityopt can convert. Supported: detectron2's {SUPPORTED}.")
-    conversion = convert_detectron2(tensors, origin=source.name)
+    framework, licence, conversion = _convert(tensors, source)
     _check_tensors(conversion.model, conversion.state, source)
-    origin = {"framework": "detectron2", "file": source.name, "sha256": _hash_file(source), "licence": LICENCE}
-    save_converted(out, model=conversion.state, config=_describe_run(conversion.model, source), origin=origin)
+    origin = {"framework": framework, "file": source.name, "sha256": _hash_file(source), "licence": licence}
+    config = _describe_run(conversion.model, framework, source)
+    save_converted(out, model=conversion.state, config=config, origin=origin)
     return ConvertedWeights(
         source=str(source),
         checkpoint=str(out),
-        framework="detectron2",
+        framework=framework,
         family=conversion.model.family,
         backbone=conversion.model.backbone,
         classes=conversion.model.classes,
@@ -79,7 +80,19 @@ def convert_weights(source: Path, out: Path) -> ConvertedWeights:
         num_tensors=len(conversion.state),
         num_parameters=sum(tensor.numel() for tensor in conversion.state.values()),
         dropped=conversion.dropped,
-        licence=LICENCE,
+        licence=licence,
+    )
+
+
+def _convert(tensors: State, source: Path) -> tuple[str, str, Conversion]:
+    """Return the framework of a file, its licence, and the network. Raises WeightsError: it is of neither."""
+    if is_detectron2(tensors):
+        return "detectron2", detectron2.LICENCE, convert_detectron2(tensors, origin=source.name)
+    if is_torchvision(tensors):
+        return "torchvision", torchvision_coco.LICENCE, convert_torchvision(tensors, origin=source.name)
+    raise WeightsError(
+        f"{source} holds no weights that cityopt can convert. Supported: detectron2's {detectron2.SUPPORTED}; "
+        f"torchvision's {torchvision_coco.SUPPORTED}."
     )
 
 
@@ -118,10 +131,10 @@ def _check_tensors(model: ModelConfig, state: Mapping[str, Tensor], source: Path
         )
 
 
-def _describe_run(model: ModelConfig, source: Path) -> RunConfig:
+def _describe_run(model: ModelConfig, framework: str, source: Path) -> RunConfig:
     """Return the config of a run that never was: the network alone counts."""
     return RunConfig(
-        study="detectron2",
+        study=framework,
         name=source.stem,
         kind="conversion",
         seed=0,
