@@ -13,6 +13,7 @@ from cityopt.labels import THING_LABELS
     [
         (None, ("cityscapes", "coco", "semantic")),
         ("coco", ("coco",)),
+        ("boundary,coco", ("boundary", "coco")),
         (" semantic ,coco,semantic", ("semantic", "coco")),
     ],
 )
@@ -29,7 +30,7 @@ def test_unknown_protocol_is_refused_with_those_there_are(text):
 def test_names_of_different_protocols_never_meet():
     names = [name for judge in open_judges(tuple(PROTOCOLS)) for name in judge.summarize()]
     assert len(names) == len(set(names))
-    assert {name.partition("/")[0] for name in names} == {"cityscapes", "coco", "semantic_things"}
+    assert {name.partition("/")[0] for name in names} == {"cityscapes", "coco", "semantic_things", "boundary"}
 
 
 def test_semantic_protocol_judges_the_painted_masks_of_an_instance_model():

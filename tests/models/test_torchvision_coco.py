@@ -11,9 +11,10 @@ from cityopt.config import DEFAULT_ANCHORS
 from cityopt.errors import WeightsError
 from cityopt.labels import COCO_IDS
 from cityopt.models.boxes import build_cells
-from cityopt.models.build import build_model
 from cityopt.models.roi_heads import cut_regions
 from cityopt.models.torchvision_coco import convert_torchvision, is_torchvision, round_anchors
+from cityopt.training.checkpoint import load_model
+from cityopt.training.conversion import convert_weights
 
 SCORES = "roi_heads.box_predictor.cls_score."
 
@@ -27,10 +28,13 @@ def _detector():
 
 
 @pytest.mark.slow
-def test_heads_say_what_torchvisions_say_of_the_same_regions(detector):
+def test_heads_say_what_torchvisions_say_of_the_same_regions(detector, tmp_path):
     """Of regions that take two samples a cell in both: sides of 28 to 56 px, on P2."""
-    conversion = convert_torchvision(detector.state_dict(), origin="coco.pth")
-    ours = build_model(conversion.model, state=conversion.state).eval()
+    torch.save(detector.state_dict(), tmp_path / "coco.pth")
+    report = convert_weights(tmp_path / "coco.pth", tmp_path / "coco.pt")
+    assert (report.framework, report.classes, report.num_tensors) == ("torchvision", "coco", 307)
+    ours, config = load_model(tmp_path / "coco.pt")
+    assert (config.study, config.model.flavour) == ("torchvision", "torchvision_coco")
     generator = torch.Generator().manual_seed(1)
     features = [torch.randn(1, 256, 64 // 2**i, 64 // 2**i, generator=generator) for i in range(4)]
     boxes = torch.tensor([[20.0, 30, 60, 80], [100, 8, 148, 42], [10, 20, 40, 70], [190.5, 150.2, 245, 201]])
