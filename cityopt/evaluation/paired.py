@@ -95,5 +95,5 @@ def _describe(difference: float, drawn: Floats, p_wilcoxon: float, count: int) -
     low, high = np.quantile(drawn, [tail, 1 - tail])
     # Draws that lie beyond zero on the lesser side, one more than there are: a p of 0 would be too sure of itself.
     beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    p_bootstrap = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
+    p_bootstrap = float(min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
     return PairedDifference(difference, float(low), float(high), p_bootstrap, p_wilcoxon, count)

@@ -24,7 +24,7 @@ from cityopt.training.transfer import STREETS, Comparison, Ground, TransferStudy
 _KINDS = {
     "gain": "Most gained by {second}",
     "middle": "In the middle of all objects that both found",
-    "loss": "Most lost by {second}",
+    "loss": "Least gained, or lost, by {second}",
 }
 
 
@@ -80,7 +80,8 @@ def reach_verdict(study: TransferStudy) -> tuple[str, str]:
 
 
 def _write_scores(study: TransferStudy) -> Markup:
-    return join([_write_table(study, describe_ground(x), list_scores(study, x)) for x in study.grounds])
+    tables = [_write_table(study, describe_ground(x), list_scores(study, x)) for x in study.grounds]
+    return tag("div", *tables, class_="side-by-side")
 
 
 def _write_classes(study: TransferStudy) -> Markup | None:
@@ -124,7 +125,7 @@ def _write_drops(study: TransferStudy) -> Markup | None:
         return None
     note = (
         "COCO’s mask AP in both, over the seven classes that both datasets know; sizes are COCO’s areas, in the px of "
-        "each image. Cityscapes’ own AP above is another protocol and would exaggerate the drop."
+        "each image. Cityscapes’ own AP above is another protocol, and no number of COCO’s can be held against it."
     )
     return join([tag("p", note, class_="note"), tag("div", *parts, class_="side-by-side")])
 
@@ -132,9 +133,8 @@ def _write_drops(study: TransferStudy) -> Markup | None:
 def _write_comparisons(study: TransferStudy) -> Markup | None:
     if not study.comparisons:
         return None
-    headings = ("measure", "models", "difference", "95 % interval", "p, bootstrap", "p, Wilcoxon", "images", "verdict")
-    rows = [tag("tr", *(tag("td" if place else "th", cell) for place, cell in enumerate(_list_cells(x)))) for x in
-            study.comparisons]  # fmt: skip
+    headings = ("on the same images", "difference", "95 % interval", "p, bootstrap", "p, Wilcoxon", "images", "verdict")
+    rows = [_write_comparison(comparison) for comparison in study.comparisons]
     head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
     note = (
         "Images are the witnesses: objects are averaged within each one first. The interval is a bootstrap’s over "
@@ -142,22 +142,23 @@ def _write_comparisons(study: TransferStudy) -> Markup | None:
         "Boundary IoU is that of Cheng et al.: the outermost pixels of both masks, .005 of the diagonal wide on "
         "Cityscapes and .02 on COCO."
     )
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table")
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table compared")
     return join([tag("div", table, class_="scroll"), tag("p", note, class_="note")])
 
 
-def _list_cells(comparison: Comparison) -> list[str]:
+def _write_comparison(comparison: Comparison) -> Markup:
     found = comparison.found
     known = not math.isnan(found.low)
-    return [
-        f"{GROUNDS[comparison.ground]}: {MEASURES[comparison.measure]}",
-        f"{comparison.second} − {comparison.first}",
+    cells = [
         "–" if math.isnan(found.difference) else signed(found.difference),
-        f"{signed(found.low)} … {signed(found.high)}" if known else "–",
+        f"{signed(found.low)}\u00a0…\u00a0{signed(found.high)}" if known else "–",
         *("–" if math.isnan(p) else f"{p:.3g}" for p in (found.p_bootstrap, found.p_wilcoxon)),
         str(found.num_images),
         found.verdict if known else "–",
     ]
+    what = f"{MEASURES[comparison.measure]} on {GROUNDS[comparison.ground]}"
+    label = tag("th", what, tag("small", f" {comparison.second} − {comparison.first}"), scope="row")
+    return tag("tr", label, *(tag("td", cell) for cell in cells))
 
 
 def _write_pictures(study: TransferStudy) -> Markup | None:
@@ -169,7 +170,7 @@ def _write_pictures(study: TransferStudy) -> Markup | None:
         figures = [_write_figure(name, close_up, picture) for name, close_up, picture in study.close_ups
                    if close_up.kind == kind]  # fmt: skip
         if figures:
-            parts += [tag("h3", heading.format(second=second)), tag("div", *figures, class_="gallery")]
+            parts += [tag("h3", heading.format(second=second)), tag("div", *figures, class_="close-ups")]
     note = (
         "The same object in the ground truth and as both models drew it; below, the framed place, where they disagree "
         "most. Objects are chosen by their boundary IoU alone, good and bad. Click to enlarge."

@@ -25,12 +25,12 @@ _STREET_ROWS = [
     ("Cityscapes AP50, 8 classes", "cityscapes/ap50"),
     ("Cityscapes AP50, 7 without rider", f"cityscapes/ap50{WITHOUT_RIDER}"),
     *_COCO_ROWS,
-    ("extra, riders guessed: Cityscapes AP", f"{GUESSED}/cityscapes/ap"),
-    ("extra, riders guessed: Cityscapes AP50", f"{GUESSED}/cityscapes/ap50"),
+    ("Cityscapes AP, riders guessed (extra)", f"{GUESSED}/cityscapes/ap"),
+    ("Cityscapes AP50, riders guessed (extra)", f"{GUESSED}/cityscapes/ap50"),
 ]
 MEASURES = {
-    "boundary_iou": "boundary IoU of objects that both found",
-    "mask_iou": "mask IoU of objects that both found",
+    "boundary_iou": "boundary IoU, objects that both found",
+    "mask_iou": "mask IoU, objects that both found",
     "cityscapes_ap": "Cityscapes AP",
 }
 GROUNDS = {STREETS: "Cityscapes", COCO: "COCO"}
@@ -90,8 +90,10 @@ def read_score(metrics: Mapping[str, float], name: str) -> float | None:
 
 def describe_ground(ground: Ground) -> str:
     """Say in one line which images were judged, and at which size they were seen."""
-    some = f"all {ground.num_images}" if ground.num_images == ground.num_in_split else f"the first {ground.num_images}"
-    return f"{GROUNDS[ground.key]} {ground.split}, {some} of {ground.num_in_split} images, seen at {ground.seen}"
+    count = f"all {ground.num_images}"
+    if ground.num_images < ground.num_in_split:
+        count = f"the first {ground.num_images} of {ground.num_in_split}"
+    return f"{GROUNDS[ground.key]} {ground.split}, {count} images, seen at {ground.seen}"
 
 
 def _read_all(study: TransferStudy, ground: Ground, name: str) -> tuple[float | None, ...]:

@@ -1,4 +1,4 @@
-"""Does PointRend draw better boundaries than Mask R-CNN at the same budget? Both trained over seeds on synthetic scenes.
+"""Does PointRend draw better boundaries than Mask R-CNN at the same budget? Both, over seeds, on synthetic scenes.
 
     uv run python scripts/benchmarks/boundary_seeds.py --seeds 3 --epochs 12 --store DIR
 

@@ -1,12 +1,12 @@
 """The story of `cityopt transfer`, with two small networks for COCO's classes that know coloured rectangles."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from coco_root import SIZE, write_coco
 from conftest import write_frame
 from mlflow import MlflowClient
 
@@ -24,11 +24,9 @@ from cityopt.labels import COCO_NAMES, THING_NAMES
 from cityopt.models.build import build_model
 from cityopt.models.masks import Prediction
 from cityopt.settings import replace_section
+from cityopt.training import transfer as story
 from cityopt.training.checkpoint import load_model, save_converted
 from cityopt.training.transfer import run_transfer
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from coco_root import SIZE, write_coco  # noqa: E402
 
 SEEN = (64, 128)
 FAMILIES = ("mask_rcnn", "point_rend")
@@ -102,6 +100,7 @@ def to_tensor(pixels) -> torch.Tensor:
 def transfer(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "SHORT_PX", SIZE[0])
     monkeypatch.setattr(judging, "LONG_PX", SIZE[1])
+    monkeypatch.setattr(story, "AP_DRAWS", 20)
     monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
 
     def transfer(*models: Path, **options):
@@ -214,7 +213,7 @@ def test_what_is_no_network_of_instances_is_refused_by_name(transfer, config, ro
     model = build_model(semantic)
     changed = config.model_copy(update={"model": semantic})
     save_converted(tmp_path / "fpn.pt", model=model.state_dict(), config=changed, origin={})
-    with pytest.raises(WeightsError, match="must find instances.*'semantic_fpn'"):
+    with pytest.raises(WeightsError, match=r"must find instances.*'semantic_fpn'"):
         transfer(tmp_path / "fpn.pt", data=str(roots[1]))
     (tmp_path / "model_final.pkl").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(WeightsError, match="cityopt weights convert"):

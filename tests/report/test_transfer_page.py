@@ -1,0 +1,147 @@
+"""The page of a transfer study: what it says, what it must not say, and that nothing outside gets into it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_transfers import make_transfer
+from page_reader import PageReader
+from rich.console import Console
+
+from cityopt.errors import ConfigError
+from cityopt.evaluation.close_ups import choose_close_ups, draw_close_up
+from cityopt.evaluation.coco_ap import annotate_raster
+from cityopt.labels import THING_NAMES
+from cityopt.report.document import POLICY
+from cityopt.report.markup import escape
+from cityopt.report.transfer_page import reach_verdict, write_transfer_page
+from cityopt.report.transfer_table import print_transfer
+from cityopt.report.transfer_write import check_out, repeat
+
+NAMES = ("scores", "classes", "drop", "boundaries", "pictures", "speed", "origin", "repeat")
+
+
+def draw_street(number: int):
+    """Return pixels and raster with a car, a person, a rider and a bicycle whose outlines are ellipses."""
+    rng = np.random.default_rng(number)
+    raster = np.full((240, 400), 7, np.uint16)
+    y, x = np.ogrid[:240, :400]
+    for place, label in enumerate((26, 24, 25, 33)):
+        center, radii = (120 + rng.integers(-20, 20), 60 + 90 * place), (rng.integers(50, 90), rng.integers(28, 42))
+        raster[((y - center[0]) / radii[0]) ** 2 + ((x - center[1]) / radii[1]) ** 2 <= 1] = label * 1000
+    return rng.integers(0, 255, (240, 400, 3), dtype=np.uint8), raster
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {f"ulm_{number:06d}_000019": draw_street(number) for number in range(5)}
+
+
+@pytest.fixture(scope="module")
+def study(images, tmp_path_factory):
+    return make_transfer(images, tmp_path_factory.mktemp("street<s>"))
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return write_transfer_page(study, command="cityopt transfer --weights <a>.pt")
+
+
+def test_page_answers_every_question_and_loads_nothing(page):
+    read = PageReader(page)
+    assert tuple(read.sections) == ("header", *NAMES)
+    assert escape(POLICY) in page and "<a>.pt" not in page and "street<s>" not in page
+    sources = [attributes.get("src", "") for tag, attributes in read.elements if tag == "img"]
+    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert "CC BY-SA 3.0" in read.sections["origin"].text
+
+
+def test_tables_hold_the_metrics_of_both_models(page, study):
+    rows = {row[0]: row[1:] for row in PageReader(page).sections["scores"].rows}
+    first, second = (subject.judged["cityscapes"].metrics for subject in study.subjects)
+    for label, name in (
+        ("Cityscapes AP, 8 classes", "cityscapes/ap"),
+        ("Cityscapes AP, 7 without rider", "cityscapes/ap_without_rider"),
+        ("Cityscapes AP, riders guessed (extra)", "riders_guessed/cityscapes/ap"),
+    ):
+        assert rows[label] == [f"{first[name]:.4f}", f"{second[name]:.4f}"]
+    classes = PageReader(page).sections["classes"].rows
+    assert ["rider", "0.0000", "0.0000"] in classes and ["bus", "–", "–"] in classes
+    assert first["cityscapes/ap"] == pytest.approx(first["cityscapes/ap_without_rider"] * 3 / 4)
+
+
+def test_drop_is_the_difference_of_one_protocol_on_the_shared_classes(page, study):
+    rows = {row[0]: row[1:] for row in PageReader(page).sections["drop"].rows if len(row) == 4}
+    coco, streets = (study.subjects[1].judged[key].metrics["shared/coco/segm/ap"] for key in ("coco", "cityscapes"))
+    assert rows["all seven classes"] == [f"{coco:.4f}", f"{streets:.4f}", f"−{coco - streets:.4f}"]
+    assert "rider" not in rows and "bicycle" in rows
+
+
+def test_verdict_is_that_of_the_paired_comparison(study):
+    assert "point_rend_coco’s boundaries fit better than mask_rcnn_coco’s: +" in reach_verdict(study)[0]
+    comparison = study.comparisons[0]
+    doubtful = replace(comparison, found=replace(comparison.found, low=-0.1))
+    assert "cannot be told apart" in reach_verdict(replace(study, comparisons=[doubtful]))[0]
+    nothing = replace(comparison, found=replace(comparison.found, num_images=0))
+    assert "no object in common" in reach_verdict(replace(study, comparisons=[nothing]))[0]
+
+
+def test_part_of_the_images_is_named_as_such(page, study):
+    assert "no number here is official" in page
+    whole = [replace(ground, num_in_split=ground.num_images) for ground in study.grounds]
+    assert (
+        "official"
+        not in PageReader(write_transfer_page(replace(study, grounds=whole), command="x")).sections["header"].text
+    )
+
+
+def test_single_model_on_streets_alone_has_a_page(images, tmp_path):
+    study = make_transfer(images, tmp_path, on_coco=False)
+    study.subjects, study.comparisons, study.close_ups = study.subjects[:1], [], []
+    read = PageReader(write_transfer_page(study, command="x"))
+    assert tuple(read.sections) == ("header", "scores", "classes", "speed", "origin", "repeat")
+
+
+def test_terminal_says_what_the_page_says(study, capsys):
+    print_transfer(Console(width=120), study, ["here it is"])
+    out = capsys.readouterr().out
+    assert "point_rend_coco − mask_rcnn_coco = +" in out and out.endswith("here it is\n")
+    json.dumps(study.to_json(), allow_nan=False)
+
+
+def test_close_ups_show_objects_of_every_kind_by_their_boundaries_alone(study, images):
+    found = [subject.judged["cityscapes"].found for subject in study.subjects]
+    chosen = choose_close_ups(*found, count=1)
+    assert [close_up.kind for close_up in chosen] == ["gain", "middle", "loss"]
+    both = [
+        (second[name][number].boundary_iou - objects[number].boundary_iou)
+        for first, second in [found]
+        for name, objects in first.items()
+        for number in objects
+        if number in second[name]
+    ]
+    assert chosen[0].gain == pytest.approx(max(both)) and chosen[2].gain == pytest.approx(min(both))
+    pixels, raster = images[chosen[0].image]
+    truth = list(annotate_raster(raster))[chosen[0].number]
+    assert THING_NAMES[truth["category_id"] - 1] != "rider"
+    sheet = np.asarray(draw_close_up(pixels, truth["segmentation"], chosen[0], ["a", "b"]))
+    panels = [sheet[24:, column : column + 400] for column in (0, 406, 812)]
+    assert not np.array_equal(panels[1], panels[2]) and not np.array_equal(panels[0], panels[1])
+
+
+def test_command_repeats_the_study(study, tmp_path):
+    words = repeat(study, tmp_path / "out")
+    assert words.startswith("cityopt transfer --weights mask_rcnn_coco.pt --weights point_rend_coco.pt --coco ")
+    assert "--limit 2" in words and "--size" not in words
+
+
+def test_folder_that_holds_something_else_is_refused(tmp_path):
+    check_out(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"new folder.*'notes\.txt'"):
+        check_out(tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        check_out(tmp_path / "notes.txt")
+    (tmp_path / "transfer.json").touch()
+    check_out(tmp_path)
