@@ -1,8 +1,21 @@
 """The label table against the official one."""
 
 from cityscapesscripts.helpers.labels import labels as official_labels
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from cityopt.labels import BY_NAME, CATEGORIES, CLASS_OF_ID, EVALUATED_LABELS, LABELS, THING_LABELS, THING_NAMES
+from cityopt.labels import (
+    BY_NAME,
+    CATEGORIES,
+    CLASS_OF_ID,
+    COCO_IDS,
+    COCO_NAMES,
+    EVALUATED_LABELS,
+    LABELS,
+    RIDER,
+    THING_LABELS,
+    THING_NAMES,
+    THING_OF_COCO,
+)
 
 
 def test_labels_equal_the_official_table_in_official_order() -> None:
@@ -33,3 +46,17 @@ def test_evaluated_labels_are_the_19_official_ones_in_order_of_their_training_id
     official = sorted((x.trainId, x.name) for x in official_labels if not x.ignoreInEval)
     assert [(label.train_id, label.name) for label in EVALUATED_LABELS] == official
     assert len(official) == 19
+
+
+def test_cocos_classes_are_those_of_its_categories() -> None:
+    listed = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    assert {number: name for number, name in enumerate(listed) if name not in ("__background__", "N/A")} == dict(
+        zip(COCO_IDS, COCO_NAMES, strict=True)
+    )
+
+
+def test_every_thing_but_riders_is_a_class_of_cocos_under_the_same_name() -> None:
+    assert {COCO_NAMES[coco - 1]: THING_NAMES[thing - 1] for coco, thing in THING_OF_COCO.items()} == {
+        name: name for name in THING_NAMES if name != "rider"
+    }
+    assert THING_NAMES[RIDER - 1] == "rider" and "rider" not in COCO_NAMES

@@ -194,6 +194,8 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
     `shift` moves them, in cells of their level: networks that were trained with RoIAlign's first version want .5.
     """
     level = find_levels(boxes)
+    if shift:
+        boxes = boxes + shift * boxes.new_tensor(STRIDES)[level, None]
     if boxes.is_cuda and (cut_pyramid := find_kernel()) is not None:
         return cut_pyramid(features, boxes, images, level, side)
     rows, parts = [], []
@@ -201,8 +203,7 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
         row = (level == number).nonzero()[:, 0]
         if len(row):
             rows.append(row)
-            moved = boxes[row] + shift * stride if shift else boxes[row]
-            parts.append(cut_map(features[number], moved, images[row], side=side, stride=stride))
+            parts.append(cut_map(features[number], boxes[row], images[row], side=side, stride=stride))
     if not parts:
         return features[0].new_zeros(0, features[0].shape[1], side, side)
     cut: Tensor = torch.cat(parts)

@@ -52,6 +52,22 @@ def test_study_goes_on_when_what_differs_changes_no_score(begun, key):
     assert load_stored_study(open_storage(begun), "small")[1] == config  # the latest settings are kept
 
 
+@pytest.mark.parametrize(("weights", "refused"), [("coco", True), ("imagenet", False), ("none", False)])
+def test_study_of_old_is_refused_where_cocos_heads_would_now_start_its_trials(tmp_path, weights, refused):
+    """Its settings were stored when there was no `model.rider_from`, and heads for other classes started afresh."""
+    storage, config = open_storage(tmp_path), replace_settings(make_config(), {"model.weights": weights})
+    study, _ = open_study(storage, config, FACTS)
+    settings = study.user_attrs["cityopt:settings"]
+    del settings["model"]["rider_from"]
+    study.set_user_attr("cityopt:settings", settings)
+    if not refused:
+        open_study(storage, config, FACTS)
+        return
+    with pytest.raises(StudyError, match=r"model\.rider_from: was 'none', now 'person'"):
+        open_study(storage, config, FACTS)
+    open_study(storage, replace_settings(config, {"model.rider_from": "none"}), FACTS)
+
+
 DIFFERENCES = {
     "space": (make_config(space=FLAT | {RATE: FLAT[RATE] | {"low": 1e-4}}), FACTS, f"search.space.{RATE}.low"),
     "less space": (make_config(space={RATE: FLAT[RATE], DECAY: FLAT[DECAY]}), FACTS, f"search.space.{DEPTH}.low"),
