@@ -40,7 +40,7 @@ from cityopt.evaluation.cityscapes_matching import ImageMatches
 from cityopt.evaluation.class_maps import average_without_rider, guess_riders, map_prediction, select_rows
 from cityopt.evaluation.coco_ap import Annotation, CocoEvaluator, annotate_raster
 from cityopt.evaluation.full_resolution import decode_frames
-from cityopt.evaluation.matching import Instance, match_detections, pick_rows
+from cityopt.evaluation.matching import SCORE, Instance, match_detections, pick_rows
 from cityopt.labels import COCO_NAMES, RIDER, THING_OF_COCO
 from cityopt.models.masks import Prediction, Rle
 from cityopt.models.segmentation_model import InstanceModel
@@ -104,7 +104,7 @@ def judge_streets(
 
     Raises what `decode_frames` and the evaluators raise.
     """
-    judge = _StreetJudge(is_coco)
+    judge = StreetJudge(is_coco)
     for done, decoded in enumerate(decode_frames(frames, size), start=1):
         assert decoded.raster is not None
         prediction = judge.judged.time_prediction(model, decoded.image, decoded.size, device)
@@ -140,16 +140,18 @@ def judge_coco(
     return judged
 
 
-class _StreetJudge:
+class StreetJudge:
     """The protocols that judge a model in streets, and what they gave."""
 
     def __init__(self, is_coco: bool) -> None:
+        """Begin without images; what a model of COCO's classes finds is also judged with guessed riders."""
         self.judged = Judged()
         self._cityscapes, self._coco, self._shared = CityscapesEvaluator(), CocoEvaluator(), CocoEvaluator()
         self._boundary = BoundaryEvaluator()
         self._guessed = (CityscapesEvaluator(), CocoEvaluator()) if is_coco else ()
 
     def add(self, name: str, raster: NDArray[Any], prediction: Prediction) -> None:
+        """Add an image: its raw instanceIds `(H, W)`, and what was found in it, in Cityscapes' classes."""
         annotations = list(annotate_raster(raster))
         self._cityscapes.add(name, raster, prediction)
         for judge in (self._coco, self._boundary):
@@ -162,6 +164,7 @@ class _StreetJudge:
         self.judged.found[name] = find_objects(prediction, annotations, CITYSCAPES_RATIO)
 
     def finish(self) -> Judged:
+        """Return all that was found; no image can be added afterwards."""
         metrics = self._cityscapes.summarize() | self._coco.summarize() | self._boundary.summarize()
         metrics |= average_without_rider(metrics)
         metrics |= {f"{SHARED}/{name}": value for name, value in self._shared.summarize().items()}
@@ -174,7 +177,7 @@ class _StreetJudge:
 def find_objects(prediction: Prediction, annotations: Sequence[Annotation], ratio: float) -> dict[int, FoundObject]:
     """Return the objects that were found, by their place in `annotations`, by the rules of `match_detections`."""
     objects = [Instance(x["category_id"], x["segmentation"], bool(x["iscrowd"])) for x in annotations]
-    rows, matching = pick_rows(prediction, 0.5), match_detections(prediction, objects)
+    rows, matching = pick_rows(prediction, SCORE), match_detections(prediction, objects)
     pairs = [(row, truth) for row, truth in zip(rows, matching.truth_of, strict=True) if truth >= 0]
     width = measure_width(prediction.size, ratio)
     masks = [prediction.masks[row] for row, _ in pairs], [objects[truth].mask for _, truth in pairs]

@@ -12,7 +12,7 @@ from cityopt.config import ModelConfig
 from cityopt.evaluation.close_ups import choose_close_ups, draw_close_up
 from cityopt.evaluation.coco_ap import annotate_raster
 from cityopt.evaluation.overlays import encode_picture
-from cityopt.evaluation.transfer import _StreetJudge
+from cityopt.evaluation.transfer import StreetJudge
 from cityopt.labels import RIDER, THING_NAMES
 from cityopt.models.masks import Prediction, encode_masks
 from cityopt.training import transfer
@@ -50,7 +50,7 @@ def make_transfer(images: Mapping[str, tuple], root: Path, *, on_coco: bool = Tr
         model = ModelConfig(family=family, classes="coco", weights="x.pkl", flavour="detectron2", anchors="default")
         origin = {"framework": "detectron2", "file": f"{family}.pkl", "licence": "CC BY-SA 3.0"}
         subject = Subject(label, f"{label}.pt", _describe_run(model, "detectron2", Path("x.pkl")), origin, 44_000_000)
-        rng, judge = np.random.default_rng(0), _StreetJudge(is_coco=True)
+        rng, judge = np.random.default_rng(0), StreetJudge(is_coco=True)
         for name, (_, raster) in images.items():
             judge.add(name, raster, find_truth(raster, side, rng))
             judge.judged.seconds.append(0.5 + side / 100)

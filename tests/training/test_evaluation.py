@@ -122,6 +122,9 @@ def test_metrics_are_those_of_the_protocols_that_are_asked_for(evaluate):
     assert {name.split("/")[1] for name in every} == {"cityscapes", "coco", "semantic_things"}
     some = evaluate(protocols="semantic, cityscapes").to_json()
     assert some == {name: value for name, value in every.items() if "/coco/" not in name}
+    boundary = evaluate(protocols="boundary").to_json()
+    assert {name.rpartition("/")[0] for name in boundary} >= {"val/boundary/segm", "val/boundary/segm/ap/class"}
+    assert 0 < boundary["val/boundary/segm/ap"] <= every["val/coco/segm/ap"]  # of both overlaps the lesser counts
 
 
 def test_limit_takes_the_first_images_under_names_that_are_not_those_of_the_split(evaluate, large_tree, tmp_path):
