@@ -145,3 +145,18 @@ def test_folder_that_holds_something_else_is_refused(tmp_path):
         check_out(tmp_path / "notes.txt")
     (tmp_path / "transfer.json").touch()
     check_out(tmp_path)
+
+
+@pytest.mark.browser
+def test_page_fits_a_phone_shows_its_pictures_and_asks_for_nothing(browser, page, tmp_path):
+    path, requests = tmp_path / "report.html", []
+    path.write_text(page, encoding="utf-8")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    opened = context.new_page()
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.goto(path.as_uri())
+    loaded = opened.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth > 0)")
+    assert loaded and all(loaded)
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    context.close()
