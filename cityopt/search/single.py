@@ -13,10 +13,11 @@ from typing import Any
 
 from cityopt.config import RunConfig
 from cityopt.errors import StoppedError, TrainingError
-from cityopt.search.coordinator import MAX_STALLED, end_shipping
+from cityopt.search.attempts import MAX_STALLED
 from cityopt.search.executors.base import NEVER_BEGAN, EpochDone, Event, Executor, Job, JobEnded, Progressed
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
+from cityopt.search.scorekeeping import end_shipping
 from cityopt.search.sweep import STOPPED
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_shipper import Shipper

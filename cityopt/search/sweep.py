@@ -92,10 +92,11 @@ def run_sweep(
                     mlflow=mlflow,
                     shipper=shipper,
                     observer=observer,
+                    parent=parent,
                 )
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)
                 with drawing_data(parent, prepared.root, anchors, describe, observer) as stop_drawing:
-                    coordinator.run(parent)
+                    coordinator.run()
                     if coordinator.interrupt.is_set:
                         stop_drawing()
         return _sum_up(folder, config, coordinator)

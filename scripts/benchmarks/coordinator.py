@@ -119,8 +119,9 @@ class Studies:
                 mlflow=mlflow,
                 shipper=shipper,
                 observer=Observer(),
+                parent=parent,
             )
-            coordinator.run(parent)
+            coordinator.run()
         return 1000 * (moments[1] - moments[0]) / (num_trials - WARM_UP)
 
     def _run_peer_trial(self) -> None:

@@ -26,7 +26,7 @@ from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
 from cityopt.errors import ConfigError, DataError, StoppedError, StoreError
 from cityopt.runtime import derive_seed
-from cityopt.search import coordinator as module
+from cityopt.search import scorekeeping as module
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.observer import Observer
 from cityopt.search.status import RUN_ID, describe_trials
@@ -69,7 +69,8 @@ class Bench:
                 mlflow=mlflow,
                 shipper=shipper,
                 observer=observer,
-            ).run(parent)
+                parent=parent,
+            ).run()
 
         if life is None:
             with open_parent(mlflow, config, facts, observer) as (parent, shipper):

@@ -1,0 +1,127 @@
+"""How a trial ends: in its folder, in Optuna, in MLflow, and on the study's score board, in that order.
+
+The order makes a kill at any moment harmless: whoever finds an end in a folder does the rest (`reconciliation.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from cityopt.config import StudyConfig
+from cityopt.search.note import NoteClock, describe_study
+from cityopt.search.observer import Observer, Standing, TrialState
+from cityopt.search.status import ENDING, TrialStatus, build_status, find_best_reported
+from cityopt.store import run_folder
+from cityopt.tracking.mlflow_shipper import Shipper
+from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
+from cityopt.tracking.run_folder import LAST, NOTE, RunFolder, Status, write_atomically, write_status
+
+OPTUNA_SEES_PRUNED = ("nan", "oom")
+"""Reasons that tell something about the settings: Optuna hears `pruned` with a violated constraint."""
+
+
+class Scorekeeper:
+    """Writes down how trials end, and keeps the score board. `parent` is the study's own run."""
+
+    def __init__(
+        self,
+        store: Path,
+        study: optuna.Study,
+        config: StudyConfig,
+        *,
+        mlflow: MlflowStore,
+        shipper: Shipper,
+        observer: Observer,
+        parent: RunFolder,
+    ) -> None:
+        self.store, self.study, self.config, self.parent = store, study, config, parent
+        self.mlflow, self.shipper, self.observer = mlflow, shipper, observer
+        self.standing = Standing(config.name, config.search.metric, config.search.trials)
+        self.maximize = config.search.direction == "maximize"
+        self.curves: dict[int, dict[int, float]] = {}
+        """What every trial reported, by epoch: to read it from the database each time costs more than a report."""
+        self._note_clock = NoteClock()
+
+    def read_board(self, trials: list[TrialStatus]) -> None:
+        """Count what ended before, and fill in what the parent run lacks of the best score's climb."""
+        for trial in trials:
+            if trial.state not in ("complete", "pruned", "failed"):
+                continue
+            self.standing.counts[trial.state] += 1
+            if trial.state == "complete" and trial.value is not None and self._is_better(trial.value):
+                self.standing.best_number, self.standing.best_value = trial.number, trial.value
+            self._log_best(trial.number)
+
+    def end(self, trial: optuna.Trial, run_id: str, status: Status) -> None:
+        """End a trial: first in its folder, then in Optuna, then in MLflow."""
+        write_status(run_folder(self.store, run_id), status)
+        self.conclude(trial, run_id, status)
+
+    def conclude(self, trial: optuna.Trial, run_id: str, status: Status) -> None:
+        """Do what is left to do when the folder says how a trial ended: nobody goes on from its last epoch now."""
+        (run_folder(self.store, run_id) / LAST).unlink(missing_ok=True)
+        self.tell(trial, status)
+        end_shipping(self.shipper, run_id, status)
+
+    def tell(self, trial: optuna.Trial, status: Status) -> None:
+        """Tell Optuna how a trial ended, then the board."""
+        ending = {"state": status.outcome, **{k: v for k, v in asdict(status).items() if k != "outcome"}}
+        trial.set_user_attr(ENDING, ending)
+        value = find_best_reported(self.curves.get(trial.number, {}).values(), self.maximize)
+        if status.outcome == "complete" and value is not None:
+            self.study.tell(trial, value)
+        elif status.outcome == "pruned":
+            self.study.tell(trial, state=OptunaState.PRUNED)
+        elif status.reason in OPTUNA_SEES_PRUNED:
+            if status.reason not in trial.constraints:
+                trial.set_constraint(status.reason, 1.0)
+            self.study.tell(trial, state=OptunaState.PRUNED)
+        else:
+            self.study.tell(trial, state=OptunaState.FAIL)
+        self._take_note(trial.number, status, value)
+
+    def describe_study(self, *, is_last: bool = False) -> None:
+        """Write the leaderboard as the parent run's description, unless that was done a moment ago."""
+        if is_last or self._note_clock.is_due():
+            status = build_status(self.study, self.config, live=not is_last)
+            text = describe_study(status, self.mlflow.open_experiment(self.config.name))
+            write_atomically(self.parent.folder / NOTE, text.encode())
+
+    def _take_note(self, number: int, status: Status, value: float | None) -> None:
+        state: TrialState = status.outcome
+        self.standing.counts[state] += 1
+        is_best = state == "complete" and value is not None and self._is_better(value)
+        if is_best:
+            self.standing.best_number, self.standing.best_value = number, value
+        self._log_best(number)
+        self.describe_study()
+        shown = None if state == "failed" else value
+        self.observer.end_run(f"trial-{number:04d}", state, shown, status.reason, is_best=is_best)
+        if status.message:
+            self.observer.say(f"  {status.message}")
+
+    def _log_best(self, number: int) -> None:
+        """Let the parent run show the best score as it climbs, one point per ended trial."""
+        if self.standing.best_value is not None:
+            self.parent.log_metrics({f"best/{self.config.search.metric}": self.standing.best_value}, step=number)
+
+    def _is_better(self, value: float) -> bool:
+        best = self.standing.best_value
+        return best is None or (value > best if self.maximize else value < best)
+
+
+def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:
+    """Give a run its end in MLflow, after all that its folder holds."""
+    ends: Mapping[Literal["complete", "pruned", "failed"], RunEnd] = {
+        "complete": "FINISHED",
+        "pruned": "KILLED",
+        "failed": "FAILED",
+    }
+    tags: dict[str, object] = {"cityopt.state": status.outcome}
+    if status.reason:
+        tags |= {"cityopt.reason": status.reason, "cityopt.message": status.message}
+    shipper.end(run_id, ends[status.outcome], tags)
