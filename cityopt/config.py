@@ -237,6 +237,10 @@ class SearchConfig(Section):
     pruner: PrunerConfig = PrunerConfig()
     baselines: tuple[dict[str, Scalar], ...] = ()
     """Settings that are tried first, trial 0 before all."""
+    hang_limit_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds without a sign of life after which a training has failed as `hung`, or longer by `hang_factor`."""
+    hang_factor: Annotated[float, Field(ge=1)] = 10.0
+    """How many times the longest silence seen so far (the slowest step, say) a training may be silent."""
 
     @field_validator("space", mode="before")
     @classmethod

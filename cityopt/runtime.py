@@ -70,6 +70,17 @@ def count_cores() -> int:
     return max(1, min([bound, *_list_quotas()]))
 
 
+def count_gpus() -> int:
+    """Return the GPUs that torch sees. Without a driver torch is not asked: importing it takes seconds."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Let this process end when the one that started it does, however that ended.
 
@@ -168,8 +179,17 @@ def measure_memory_gib() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / GIB
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+        return measure_peak_gib("cpu")
+
+
+def measure_peak_gib(device: str) -> float:
+    """Return the most memory in GiB that this process ever held: of a GPU what its tensors took, else resident."""
+    if device != "cpu" and (place := resolve_device(device)).type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(place) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
 
 
 def describe_environment(device: "torch.device") -> dict[str, str]:

@@ -25,6 +25,12 @@ SetOption = Annotated[
 NameOption = Annotated[str | None, typer.Option("--name", help="Run the study under another name.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the study.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="Trainings at once, each in a process; they share the CPU's cores.")
+]
+PerDeviceOption = Annotated[
+    int | None, typer.Option("--workers-per-device", help="Workers on each GPU; alone it also says how many in all.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 STORE = Path("mlruns")
 

@@ -11,10 +11,12 @@ from cityopt.commands.options import (
     DeviceOption,
     JsonOption,
     NameOption,
+    PerDeviceOption,
     SeedOption,
     SetOption,
     StoreOption,
     StudyOption,
+    WorkersOption,
     load,
     open_console,
     show,
@@ -30,6 +32,8 @@ def sweep(
     name: NameOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    workers_per_device: PerDeviceOption = None,
 ) -> None:
     """Search a study's settings, or go on where the last sweep stopped.
 
@@ -46,7 +50,14 @@ def sweep(
     console = open_console()
     with open_observer(console) as observer:
         summary = run_sweep(
-            config, store=store, data=data, device=device, observer=observer, describe=build_data_report
+            config,
+            store=store,
+            data=data,
+            device=device,
+            observer=observer,
+            workers=workers,
+            per_device=workers_per_device,
+            describe=build_data_report,
         )
     print_leaderboard(console, read_status(summary.store, config.name))
     lines = [publish_report(summary.store, config.name), summary.advice]
@@ -97,7 +108,8 @@ def crossval(
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Fold contiguous blocks of each city's frames, not whole cities.")
     ] = False,
-    workers: Annotated[int, typer.Option("--workers", help="Folds at once; they share the study's threads.")] = 1,
+    workers: WorkersOption = None,
+    workers_per_device: PerDeviceOption = None,
     no_final: Annotated[bool, typer.Option("--no-final", help="Train no model on all images afterwards.")] = False,
     data: DataOption = None,
     store: StoreOption = STORE,
@@ -126,6 +138,7 @@ def crossval(
             folds=folds,
             blocks=blocks,
             workers=workers,
+            per_device=workers_per_device,
             final=not no_final,
             device=device,
             observer=observer,

@@ -27,6 +27,7 @@ from cityopt.search.crossval_plan import (
     open_crossed,
 )
 from cityopt.search.crossval_result import CrossValidation, read_crossval, write_summary
+from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.final_model import FinalModel, build_final, read_final, train_final
 from cityopt.search.observer import Observer
@@ -55,7 +56,8 @@ def run_crossval(
     settings: Mapping[str, Any],
     folds: int,
     blocks: bool,
-    workers: int,
+    workers: int | None,
+    per_device: int | None = None,
     final: bool,
     device: str,
     observer: Observer,
@@ -68,7 +70,9 @@ def run_crossval(
     another search), DataError (fewer cities than folds), StoreError (another process at work on the study),
     StoppedError (Ctrl-C), TrainingError.
     """
-    _check_counts(folds, workers)
+    if folds < 2:
+        raise ConfigError(f"`--folds` must be at least 2, but got {folds}.")
+    plan_slots(device, workers=workers, per_device=per_device)  # refuses impossible numbers before any work is done
     folder = open_store(store)
     observer.say(f"store {folder}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,13 +83,13 @@ def run_crossval(
             check_judgeable(opened.survey)
         _announce(opened.choice, division, observer)
         study, facts = begin_crossed(opened, folder, data, observer)
-        num_workers = min(workers, folds)
-        threads = max(1, facts.threads // num_workers)
+        slots = plan_slots(device, workers=workers and min(workers, folds), per_device=per_device)[:folds]
+        threads = max(1, facts.threads // len(slots))
         plan = build_plan(opened, facts, division, device=device, threads=threads, store=folder)
         open_set(opened.survey, ImageSet(), plan.runs[0], observer.reporter("decoding the training images"))
         mlflow = PatientStore(folder, on_wait=observer.say)
         with (
-            open_executor(folder, name, threads=threads, device=device, num_workers=num_workers) as executor,
+            open_executor(folder, opened.config, threads=threads, slots=slots) as executor,
             open_parent(mlflow, opened.config, facts, observer) as (_, shipper),
         ):
             training = SingleTraining(folder, executor, shipper, observer)
@@ -215,12 +219,6 @@ class CrossValidator:
     def _is_done(self, run_id: str | None) -> bool:
         status = read_status(run_folder(self.store, run_id)) if run_id else None
         return status is not None and status.outcome == "complete"
-
-
-def _check_counts(folds: int, workers: int) -> None:
-    for option, value, least in (("--folds", folds, 2), ("--workers", workers, 1)):
-        if value < least:
-            raise ConfigError(f"`{option}` must be at least {least}, but got {value}.")
 
 
 def _announce(choice: Choice, division: Division, observer: Observer) -> None:

@@ -97,7 +97,7 @@ def run_promotion(
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
         with (
-            open_executor(folder, name, threads=facts.threads, device=device) as executor,
+            open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
             training = SingleTraining(folder, executor, shipper, observer)

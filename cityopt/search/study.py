@@ -31,7 +31,10 @@ from cityopt.search.sampling import build_sampler
 from cityopt.settings import validate
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
-_FREE_TO_DIFFER = ("search.trials", "data.root", "data.num_workers", "data.synthetic", "promotion")
+_FREE_TO_DIFFER = (
+    *("search.trials", "search.hang_limit_s", "search.hang_factor"),
+    *("data.root", "data.num_workers", "data.synthetic", "promotion"),
+)
 _LOCK_PATIENCE_S = 1.0
 
 

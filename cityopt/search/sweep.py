@@ -1,6 +1,6 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from cityopt.config import StudyConfig
 from cityopt.data.anchors import name_adopted
 from cityopt.data.roots import choose_root
 from cityopt.errors import StoppedError
-from cityopt.runtime import resolve_device
+from cityopt.runtime import count_cores, resolve_device
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.data_portrait import Describe, drawing_data
 from cityopt.search.executors.base import Executor
 from cityopt.search.executors.local import LocalExecutor
+from cityopt.search.executors.silence import HangRule
+from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
@@ -51,18 +53,21 @@ def run_sweep(
     data: str | None,
     device: str,
     observer: Observer,
+    workers: int | None = None,
+    per_device: int | None = None,
     describe: Describe | None = None,
 ) -> SweepSummary:
-    """Run a study's trials, or go on where the last sweep stopped.
+    """Run a study's trials, or go on where the last sweep stopped, on as many workers as `plan_slots` says.
 
     `describe` turns the statistics of the dataset into the files that a study's first start puts on its parent run.
 
-    Raises CityoptError: no dataset, other settings than the study began with, another process at work on it, or a
-    trial that failed for a reason that would fail every other.
+    Raises CityoptError: no dataset, no such device, other settings than the study began with, another process at work
+    on it, or a trial that failed for a reason that would fail every other.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_objective(config.search.metric, config.model)
     check_dataset_exists(choose_root(data, config.data.root))
+    slots = plan_slots(device, workers=workers, per_device=per_device)
     folder = open_store(store)
     observer.say(f"store {folder}")
     with lock_study(folder, config.name), naming_interrupts():
@@ -71,8 +76,9 @@ def run_sweep(
         weights = hash_files(config)
         refuse_other_settings(storage, config, weights)
         warn_of_frozen_noise(config, observer)
-        threads = find_threads(storage, config, num_workers=1)
-        with open_executor(folder, config.name, threads=threads, device=device) as executor:
+        threads = find_threads(storage, config, num_workers=len(slots))
+        warn_of_crowding(len(slots), threads, observer)
+        with open_executor(folder, config, threads=threads, slots=slots) as executor:
             fetch_weights(config, observer)
             begun = find_facts(storage, config.name)
             fitted = begun.anchors if begun else None
@@ -122,11 +128,22 @@ def warn_of_frozen_noise(config: StudyConfig, observer: Observer) -> None:
         )
 
 
-def open_executor(store: Path, study: str, *, threads: int, device: str, num_workers: int = 1) -> Executor:
+def warn_of_crowding(num_workers: int, threads: int, observer: Observer) -> None:
+    """Warn when workers have more threads than the machine has cores: a study that has begun keeps its count."""
+    cores = count_cores()
+    if num_workers > 1 and num_workers * threads > cores:
+        observer.say(
+            f"Warning: {num_workers} workers with {threads} threads each share {cores} cores, which slows them all. "
+            "The study keeps the thread count that it began with, since scores depend on it; use fewer workers."
+        )
+
+
+def open_executor(store: Path, config: StudyConfig, *, threads: int, slots: Sequence[str]) -> Executor:
     """Return the executor of a study: workers on this machine. Raises ConfigError: there is no such device."""
-    if device not in ("auto", "cpu"):
+    for device in set(slots) - {"auto", "cpu"}:
         resolve_device(device)
-    return LocalExecutor(num_workers=num_workers, threads=threads, device=device, log_folder=store / "logs" / study)
+    rule = HangRule(config.search.hang_limit_s, config.search.hang_factor)
+    return LocalExecutor(devices=slots, threads=threads, log_folder=store / "logs" / config.name, hang_rule=rule)
 
 
 def build_facts(prepared: PreparedStudy, threads: int, weights: Mapping[str, str]) -> StudyFacts:

@@ -21,6 +21,7 @@ from scripted_executor import (
     MortalStore,
     Script,
     ScriptedExecutor,
+    ScriptedSlots,
 )
 from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
@@ -552,3 +553,25 @@ def test_settings_are_those_of_a_study_without_kills_when_a_trial_dies_between_t
     assert [len(set(values)) for values in seen.values()] == [1] * 3
     assert [len(values) for values in seen.values()] == [1, 2, 1]
     assert [values[0][1] for values in seen.values()] == [trial.params[RATE] for trial in it.study.trials]
+
+
+def test_no_trial_waits_when_a_slot_is_free(bench):
+    """Trials of different lengths on three slots: whenever the coordinator waits, each slot has one or none is left."""
+    lengths = (1, 6, 2, 3, 1, 5, 2, 4)
+    idle: list[int] = []
+
+    class Watched(ScriptedSlots):
+        def poll(self, timeout_s):
+            left = len(lengths) - len(self.jobs)
+            idle.append(min(self.num_free, left))
+            return super().poll(timeout_s)
+
+    it = bench(trials=len(lengths), training={"epochs": 6})
+    scripts = {number: Script((0.1 * number,) * length) for number, length in enumerate(lengths)}
+    executor = it.live(by_number(scripts), kind=lambda play: Watched(play, 3))
+    assert executor.most_at_once == 3 and set(idle) == {0}
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * len(lengths)
+    rates = {trial.params[RATE] for trial in it.study.trials}
+    assert len(rates) == len(lengths)  # running trials are never proposed again
+    for number, length in enumerate(lengths):
+        assert it.curve(f"trial-{number:04d}") == [(epoch, 0.1 * number) for epoch in range(1, length + 1)]

@@ -159,3 +159,23 @@ def test_tpe_leaves_a_region_when_its_trials_end_with_a_violated_constraint(reas
     told = share_of_failures(tell_violated)
     untold = share_of_failures(lambda study, trial: study.tell(trial, state=TrialState.FAIL))
     assert told < 0.55 and untold > 0.8, (told, untold)
+
+
+def test_tpe_sees_running_trials_when_several_workers_ask():
+    """Of the same number and history, a proposal beside a trial at work must not be the one without it."""
+
+    def ask_second(end_first):
+        config = make_config(space={RATE: FLAT[RATE]}, sampler={"name": "tpe", "startup_trials": 5})
+        study = optuna.create_study(
+            direction="maximize", sampler=build_sampler(config.search.sampler, config.search.space, 0)
+        )
+        play(study, config, 12)
+        first = study.ask()
+        rates = [sample_settings(first, config.search.space)[RATE]]
+        end_first(study, first)
+        second = study.ask()
+        return [*rates, sample_settings(second, config.search.space)[RATE]]
+
+    beside = ask_second(lambda study, first: None)
+    without = ask_second(lambda study, first: study.tell(first, state=TrialState.FAIL))
+    assert beside[0] == without[0] and beside[1] not in (beside[0], without[1])

@@ -9,7 +9,7 @@ from cityopt.errors import ConfigError, StoppedError, StudyError
 from cityopt.search import sweep
 from cityopt.search.observer import Observer
 from cityopt.search.study import open_storage, open_study
-from cityopt.search.sweep import run_sweep, warn_of_frozen_noise
+from cityopt.search.sweep import run_sweep, warn_of_crowding, warn_of_frozen_noise
 from cityopt.settings import replace_settings
 
 RATE_ALONE = {key: FLAT[key] for key in FLAT if key != DEPTH}
@@ -84,3 +84,14 @@ def test_interrupt_says_how_to_go_on_when_it_comes_in_the_preparation(tmp_path, 
     with pytest.raises(StoppedError, match="same command goes on"):
         run_sweep(make_config(), store=tmp_path, data="synthetic", device="cpu", observer=observer)
     assert executor.is_closed and optuna.get_all_study_names(open_storage(tmp_path)) == []
+
+
+@pytest.mark.parametrize(("workers", "threads", "is_warned"), [(1, 8, False), (2, 2, False), (2, 3, True)])
+def test_crowding_is_warned_of_when_workers_have_more_threads_than_cores(
+    workers, threads, is_warned, observer, said, monkeypatch
+):
+    monkeypatch.setattr(sweep, "count_cores", lambda: 4)
+    warn_of_crowding(workers, threads, observer)
+    assert [line.startswith("Warning: 2 workers with 3 threads each share 4 cores") for line in said] == (
+        [True] if is_warned else []
+    )

@@ -4,6 +4,7 @@ The coordinator submits jobs and polls for events; a worker trains and knows not
 each epoch the worker waits for an answer, `continue` or `stop`.
 """
 
+import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from cityopt.config import RunConfig
 Answer = Literal["continue", "stop"]
 NEVER_BEGAN = "never_began"
 """Reason of a job that was lost with a worker that was not ready yet: it says nothing about the job."""
+TRACEBACK_SIGNAL = signal.SIGUSR1
+"""Makes a worker write where each of its threads is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class EpochDone:
 class JobEnded:
     """A run ended.
 
-    `complete` and `stopped` bring the training's result; `failed` brings a reason (`nan`, `oom`, `crash`,
+    `complete` and `stopped` bring the training's result; `failed` brings a reason (`nan`, `oom`, `crash`, `hung`,
     `disk`, `data`, or `config` for a setting that cannot work); `lost` means that the worker died (`crash`), maybe
     before it was ready (`never_began`).
     """

@@ -1,7 +1,8 @@
 """Trials on this machine: warm worker processes, one per slot, each training many trials.
 
 A worker is a fresh interpreter (`worker.py`) that inherits one pipe and no lock. When it dies its job is
-reported as lost and a new worker takes its place.
+reported as lost and a new worker takes its place; so it is with one that gives no sign of life (`silence.py`), but its
+job has failed.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import IO, Any
 from cityopt.errors import StoreError
 from cityopt.search.executors.base import (
     NEVER_BEGAN,
+    TRACEBACK_SIGNAL,
     Answer,
     EpochDone,
     Event,
@@ -27,28 +31,38 @@ from cityopt.search.executors.base import (
     Progressed,
     WorkerReady,
 )
+from cityopt.search.executors.silence import HangRule, SilenceMeter
 from cityopt.tracking.run_folder import begin_attempt, read_attempt
 
 _MAX_EARLY_DEATHS = 3
+_WARM_UP_S = 600.0
+"""Seconds after which a worker that is not ready counts as dead: torch comes over slow networks too."""
+_LAST_WORDS_S = 0.2
+"""Seconds that a hung worker gets to write where it is into its run's log."""
+_DEATH_S = 30.0
+_MAX_LEFT_GIB = 0.25
+"""Device memory that a run may leave behind in its worker, beyond what was there before the first."""
 _POISONS_WORKER = ("crash", "oom")
 """Reasons after which a process may hold broken device state or memory: another one takes its slot."""
 
 
 class LocalExecutor(Executor):
-    """Runs jobs in `num_workers` processes with `threads` CPU threads each."""
+    """Runs jobs in a process for each of `devices`, with `threads` CPU threads each."""
 
-    def __init__(self, *, num_workers: int, threads: int, device: str, log_folder: Path) -> None:
+    def __init__(
+        self, *, devices: Sequence[str], threads: int, log_folder: Path, hang_rule: HangRule | None = None
+    ) -> None:
         self._log_folder = log_folder
         self._environment = _worker_environment(threads)
-        self._device = device
+        self._devices = tuple(devices)
         self._workers: list[_Worker] = []
-        self._num_workers = num_workers
         self._early_deaths = 0
+        self._silence = SilenceMeter(hang_rule or HangRule())
 
     def start(self) -> None:
         """Spawn the workers; they import torch while the caller goes on."""
         self._log_folder.mkdir(parents=True, exist_ok=True)
-        self._workers = [self._spawn(slot) for slot in range(self._num_workers)]
+        self._workers = [self._spawn(slot) for slot in range(len(self._devices))]
 
     @property
     def num_free(self) -> int:
@@ -58,7 +72,7 @@ class LocalExecutor(Executor):
     def submit(self, job: Job) -> None:
         """Send a job to a free worker."""
         worker = next(worker for worker in self._workers if worker.job is None)
-        worker.job = job
+        worker.job, worker.silence_s = job, 0.0
         begin_attempt(job.folder, job.token, worker.pid, read_start_time(worker.pid))
         worker.send(
             {
@@ -72,14 +86,18 @@ class LocalExecutor(Executor):
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Return the events of all workers; a dead worker is replaced and its job reported as lost."""
-        workers, events = list(self._workers), list[Event]()
+        workers, events, begin = list(self._workers), list[Event](), time.monotonic()
         speaking = wait([worker.pipe for worker in workers], timeout_s)
+        waited_s = min(time.monotonic() - begin, timeout_s + 1)  # more than that, and this process was suspended
         for worker in workers:
+            worker.silence_s += waited_s
             try:
                 if worker.pipe in speaking:
                     events.extend(self._read(worker))
                 elif worker.has_ended:  # a process that it started may hold its end of the pipe open
                     events.extend(self._replace(worker))
+                elif self._is_hung(worker):
+                    events.extend(self._end_hung(worker))
             except (EOFError, OSError):
                 events.extend(self._replace(worker))
         return events
@@ -103,11 +121,14 @@ class LocalExecutor(Executor):
         self._workers = []
 
     def _spawn(self, slot: int) -> "_Worker":
-        return _Worker(slot, self._device, self._environment, self._log_folder / f"worker-{slot}.log")
+        return _Worker(slot, self._devices[slot], self._environment, self._log_folder / f"worker-{slot}.log")
 
     def _read(self, worker: "_Worker") -> list[Event]:
         message: dict[str, Any] = json.loads(worker.pipe.recv_bytes())
         kind, run_id = message.pop("type"), message.pop("run_id", "")
+        if worker.is_warm:
+            self._silence.learn(worker.silence_s, is_epoch=kind == "epoch")
+        worker.silence_s = 0.0
         if kind == "ready":
             self._early_deaths = 0
             worker.is_warm = True
@@ -117,18 +138,40 @@ class LocalExecutor(Executor):
         if kind == "epoch":
             return [EpochDone(run_id, message["epoch"], message["metrics"])]
         worker.job = None
+        left_gib = message.pop("left_gib", 0.0)
         ended = JobEnded(run_id, **message)
-        if ended.outcome == "failed" and ended.reason in _POISONS_WORKER:
+        if (ended.outcome == "failed" and ended.reason in _POISONS_WORKER) or left_gib > _MAX_LEFT_GIB:
             worker.kill()
-            self._workers[self._workers.index(worker)] = self._spawn(worker.slot)
+            self._put_new(worker.slot)
         return [ended]
+
+    def _is_hung(self, worker: "_Worker") -> bool:
+        if not worker.is_warm:
+            return worker.silence_s > _WARM_UP_S
+        return worker.job is not None and worker.silence_s > self._silence.limit_s
+
+    def _end_hung(self, worker: "_Worker") -> list[Event]:
+        """Kill a worker that gives no sign of life, after it wrote down where it is; its job fails."""
+        if worker.job is None or not worker.is_warm:
+            return self._replace(worker)
+        worker.ask_for_traceback()
+        worker.kill()
+        self._put_new(worker.slot)
+        message = (
+            f"the worker gave no sign of life for {worker.silence_s:.0f} s, and {self._silence.limit_s:.0f} s are the "
+            "limit (search.hang_limit_s, search.hang_factor). The log of the run ends with where it was."
+        )
+        return [JobEnded(worker.job.run_id, "failed", reason="hung", message=message)]
+
+    def _put_new(self, slot: int) -> None:
+        self._workers[slot] = self._spawn(slot)
 
     def _replace(self, worker: "_Worker") -> list[Event]:
         ending = worker.kill()
         self._early_deaths += not worker.is_warm
         if self._early_deaths >= _MAX_EARLY_DEATHS:
             raise StoreError(f"workers die before they are ready ({ending}). Their log: {worker.log}")
-        self._workers[self._workers.index(worker)] = self._spawn(worker.slot)
+        self._put_new(worker.slot)
         if worker.job is None:
             return []
         reason = "crash" if worker.is_warm else NEVER_BEGAN
@@ -142,6 +185,8 @@ class _Worker:
         self.slot, self.log = slot, log
         self.job: Job | None = None
         self.is_warm = False
+        self.silence_s = 0.0
+        """Seconds since it last said something, or was given a job."""
         self.pipe, theirs = Pipe()
         with log.open("ab") as file:
             self._process = _start_process(theirs, device, environment, file)
@@ -162,12 +207,20 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send_bytes(json.dumps(message).encode())
 
+    def ask_for_traceback(self) -> None:
+        """Let the process write where each of its threads is, however busy it is."""
+        self._process.send_signal(TRACEBACK_SIGNAL)
+        time.sleep(_LAST_WORDS_S)
+
     def kill(self) -> str:
         """End the process and say how it ended."""
         self.pipe.close()
         if self._process.poll() is None:
             self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_DEATH_S)
+        except subprocess.TimeoutExpired:  # a driver holds it
+            return "not even by SIGKILL"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 

@@ -4,6 +4,8 @@ Started by `local.py` as `python -m cityopt.search.executors.worker FD DEVICE`. 
 Messages are JSON, one per packet. In: `run`, `answer`. Out: `ready`, `progress`, `epoch`, `ended`.
 """
 
+import faulthandler
+import gc
 import json
 import logging
 import os
@@ -20,8 +22,8 @@ from typing import Any
 
 from cityopt.config import RunConfig
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, TrainingError, WeightsError
-from cityopt.runtime import die_with_parent
-from cityopt.search.executors.base import Answer
+from cityopt.runtime import GIB, die_with_parent, measure_peak_gib, resolve_device
+from cityopt.search.executors.base import TRACEBACK_SIGNAL, Answer
 from cityopt.search.executors.team import Team
 from cityopt.training.progress import Progress
 
@@ -29,6 +31,8 @@ from cityopt.training.progress import Progress
 def main() -> None:
     """Serve until the coordinator closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
+    faulthandler.enable(2)  # where a segmentation fault was, into the log
+    faulthandler.register(TRACEBACK_SIGNAL, 2)
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     Session(Connection(int(sys.argv[1])), device=sys.argv[2]).serve()
@@ -46,7 +50,6 @@ class Session:
     def serve(self) -> None:
         """Warm up, then run job after job."""
         threading.Thread(target=self._read, daemon=True).start()
-        from cityopt.runtime import resolve_device
         from cityopt.training import run  # noqa: F401  (imported now, so that the first trial need not wait)
 
         self._send({"type": "ready", "device": str(resolve_device(self._device))})
@@ -78,8 +81,8 @@ class Session:
             ending = self._train(run_id, folder, message)
         except Exception as error:
             traceback.print_exc()
-            ending = _describe_failure(error)
-        self._send({"type": "ended", "run_id": run_id, **ending})
+            ending = _describe_failure(error, self._device)
+        self._send({"type": "ended", "run_id": run_id, "left_gib": _measure_left_gib(self._device), **ending})
         return ending
 
     def _train(self, run_id: str, folder: Path, message: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Session:
         if config.devices > 1 and not self._in_team:
             with Team(config.devices, config.threads) as team:
                 return team.train(message, on_epoch, lambda progress: on_progress(Progress(**progress)))
+        config = RunConfig.model_validate({**message["config"], "device": self._device or config.device})
         tracker = RunFolder(folder, message["token"])
         result = run_training(config, tracker, on_epoch, on_progress=on_progress)
         return {"outcome": result.outcome, "result": json.loads(json.dumps(asdict(result), default=str))}
@@ -108,13 +112,29 @@ class Session:
             os._exit(3)
 
 
-def _describe_failure(error: Exception) -> dict[str, Any]:
+def _describe_failure(error: Exception, device: str) -> dict[str, Any]:
     """Tell the reasons of a failed trial apart."""
     reasons = {DataError: "data", ConfigError: "config", WeightsError: "config", StoreError: "disk"}
     known = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "crash")
     reason = error.reason if isinstance(error, TrainingError) else known
     text = str(error) if isinstance(error, CityoptError) else f"{type(error).__name__}: {error}"
-    return {"outcome": "failed", "reason": reason, "message": text}
+    if reason != "oom":
+        return {"outcome": "failed", "reason": reason, "message": text}
+    peak_gib = measure_peak_gib(device)
+    text = f"{text} (peak {peak_gib:.2f} GiB)"
+    return {"outcome": "failed", "reason": reason, "message": text, "result": {"peak_gib": peak_gib}}
+
+
+def _measure_left_gib(device: str) -> float:
+    """Return the memory that a finished run has left behind on a GPU."""
+    import torch
+
+    place = resolve_device(device)
+    if place.type != "cuda":
+        return 0.0
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(place) / GIB
 
 
 def _log_into(path: Path) -> None:

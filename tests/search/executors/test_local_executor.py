@@ -16,6 +16,7 @@ from cityopt.data.roots import cache_folder
 from cityopt.errors import StoreError
 from cityopt.search.executors.base import EpochDone, Job, JobEnded, Progressed, WorkerReady
 from cityopt.search.executors.local import LocalExecutor, read_start_time
+from cityopt.search.executors.silence import HangRule
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import prepare_study
@@ -48,7 +49,7 @@ def make_job(prepared, tmp_path: Path):
 
 @pytest.fixture
 def executor(tmp_path: Path):
-    with LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor:
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs") as executor:
         yield executor
 
 
@@ -114,6 +115,14 @@ def test_warm_worker_trains_many_jobs_and_outlives_failures_when_nobody_kills_it
     watch(executor, ended)
     assert {read_attempt(some.folder).pid for some in (job, stopped, diverging, lost_data, again)} == {pid}
 
+    hung = make_job(5)
+    executor.submit(hung)
+    watch(executor, lambda event: isinstance(event, EpochDone))
+    executor._workers[0].silence_s = 1e9  # as if it had said nothing for years
+    assert watch(executor, ended)[-1].reason == "hung"
+    log = (hung.folder / "log.txt").read_text()
+    assert "most recent call first" in log and "run_training" in log  # where it was
+
 
 @pytest.mark.slow
 def test_attempt_on_two_devices_is_lost_with_a_rank_and_goes_on_in_one_process(executor, make_job):
@@ -160,7 +169,7 @@ _COORDINATOR = """
 import sys, time
 from pathlib import Path
 from cityopt.search.executors.local import LocalExecutor
-executor = LocalExecutor(num_workers=2, threads=1, device="cpu", log_folder=Path(sys.argv[1]))
+executor = LocalExecutor(devices=("cpu",) * 2, threads=1, log_folder=Path(sys.argv[1]))
 executor.start()
 print(*(worker.pid for worker in executor._workers), flush=True)
 time.sleep(600)
@@ -267,7 +276,7 @@ def test_worker_imports_neither_optuna_nor_mlflow_when_it_trains(prepared, tmp_p
 def test_error_names_the_log_when_workers_cannot_start(tmp_path, monkeypatch):
     monkeypatch.setattr("cityopt.search.executors.local.sys.executable", "/bin/false")
     with (
-        LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor,
+        LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs") as executor,
         pytest.raises(StoreError, match=r"die before they are ready \(exit code 1\).*worker-0\.log"),
     ):
         watch(executor, lambda event: False)
@@ -285,14 +294,24 @@ while True:
 """
 
 
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Return what makes workers of a script that speaks the protocol."""
+
+    def use(script: str) -> None:
+        path = tmp_path / "stand-in"
+        path.write_text(script.format(python=sys.executable))
+        path.chmod(0o755)
+        monkeypatch.setattr("cityopt.search.executors.local.sys.executable", str(path))
+
+    return use
+
+
 @pytest.mark.parametrize(("reason", "is_replaced"), [("oom", True), ("crash", True), ("nan", False), ("data", False)])
-def test_worker_is_replaced_when_a_failure_may_have_poisoned_it(tmp_path, monkeypatch, make_job, reason, is_replaced):
+def test_worker_is_replaced_when_a_failure_may_have_poisoned_it(tmp_path, stand_in, make_job, reason, is_replaced):
     """With a process that speaks the protocol and fails each job for the reason that the job names."""
-    stand_in = tmp_path / "stand-in"
-    stand_in.write_text(_STAND_IN.format(python=sys.executable))
-    stand_in.chmod(0o755)
-    monkeypatch.setattr("cityopt.search.executors.local.sys.executable", str(stand_in))
-    with LocalExecutor(num_workers=1, threads=1, device="cpu", log_folder=tmp_path / "logs") as executor:
+    stand_in(_STAND_IN)
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs") as executor:
         pids = []
         for number in range(2):
             executor.submit(replace(make_job(number), run_id=reason))
@@ -304,9 +323,67 @@ def test_worker_is_replaced_when_a_failure_may_have_poisoned_it(tmp_path, monkey
         assert (read_start_time(pids[0]) == 0.0) == is_replaced
 
 
+@pytest.mark.parametrize(("left_gib", "is_replaced"), [(0.0, False), (0.1, False), (3.0, True)])
+def test_worker_is_replaced_when_a_run_leaves_device_memory_behind(tmp_path, stand_in, make_job, left_gib, is_replaced):
+    stand_in(_STAND_IN.replace('message=""', f'message="", left_gib={left_gib}'))
+    with LocalExecutor(devices=("cuda:0",), threads=1, log_folder=tmp_path / "logs") as executor:
+        for number in range(2):
+            executor.submit(replace(make_job(number), run_id="nan"))
+            watch(executor, ended)
+        pids = {read_attempt(tmp_path / f"run-{number}").pid for number in range(2)}
+        assert (len(pids) == 2) == is_replaced
+
+
+_SLEEPER = """#!{python}
+import json, sys, time
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[3]))
+def tell(**message):
+    pipe.send_bytes(json.dumps(message).encode())
+tell(type="ready", device="cpu")
+run_id = json.loads(pipe.recv_bytes())["run_id"]
+for step in range(1, 9 if run_id == "busy" else 2):
+    tell(type="progress", run_id=run_id, progress=dict(step=step))
+    time.sleep(0.2)
+tell(type="epoch", run_id=run_id, epoch=1, metrics=dict())
+time.sleep(600)
+"""
+
+
+def test_job_fails_as_hung_when_its_worker_falls_silent(tmp_path, stand_in, make_job):
+    """Progress is a sign of life: a worker that works for longer than the limit lives until it falls silent."""
+    stand_in(_SLEEPER)
+    rule = HangRule(limit_s=1.0, factor=1.0)
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs", hang_rule=rule) as executor:
+        executor.submit(replace(make_job(0), run_id="busy"))
+        begin = time.monotonic()
+        seen = watch(executor, ended)
+        assert 2.4 < time.monotonic() - begin < 30  # 8 steps of .2 s, then the limit
+        assert (seen[-1].outcome, seen[-1].reason) == ("failed", "hung")
+        assert "no sign of life for 1 s" in seen[-1].message and "search.hang_limit_s" in seen[-1].message
+        assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1]
+        pid = read_attempt(tmp_path / "run-0").pid
+        assert read_start_time(pid) == 0.0 and executor.num_free == 1
+        idle_until = time.monotonic() + 1.5
+        while time.monotonic() < idle_until:  # a worker without a job may be silent for as long as it likes
+            assert not [event for event in executor.poll(0.1) if ended(event)]
+        executor.submit(replace(make_job(1), run_id="calm"))
+        assert watch(executor, ended)[-1].run_id == "calm"
+
+
+def test_suspended_coordinator_holds_nothing_against_a_worker(tmp_path, stand_in, make_job):
+    stand_in(_SLEEPER)
+    rule = HangRule(limit_s=2.0, factor=1.0)
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs", hang_rule=rule) as executor:
+        executor.submit(replace(make_job(0), run_id="busy"))
+        watch(executor, lambda event: isinstance(event, EpochDone))
+        time.sleep(2.5)  # nobody listens
+        assert executor.poll(0.1) == []
+
+
 def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
-        executor = LocalExecutor(num_workers=0, threads=1, device="cpu", log_folder=tmp_path)
+        executor = LocalExecutor(devices=(), threads=1, log_folder=tmp_path)
         executor.end_survivor(tmp_path / "nobody")
         begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid) - 1)
         executor.end_survivor(tmp_path / "run")  # another process has that pid now
@@ -319,7 +396,7 @@ def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path):
 
 
 def test_workers_share_the_threads_they_are_given_when_started(tmp_path):
-    with LocalExecutor(num_workers=1, threads=3, device="cpu", log_folder=tmp_path / "logs") as executor:
+    with LocalExecutor(devices=("cpu",), threads=3, log_folder=tmp_path / "logs") as executor:
         (worker,) = executor._workers
         wanted = {b"OMP_NUM_THREADS=3", b"MKL_NUM_THREADS=3", b"OPENBLAS_NUM_THREADS=3"}
         deadline = time.monotonic() + PATIENCE_S  # for a moment the new process still shows our own environment
