@@ -32,6 +32,7 @@ from cityopt.search.executors.base import (
 )
 from cityopt.search.facts import StudyFacts
 from cityopt.search.interrupts import Interrupt
+from cityopt.search.micro_batches import apply_retry, plan_retry
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.pretrained import check_searched_weights
 from cityopt.search.pruning import RungPruner
@@ -144,7 +145,7 @@ class Coordinator:
     def _start(self, trial: optuna.Trial, *, resumed: bool) -> None:
         settings = sample_settings(trial, self.config.search.space)
         try:
-            config = self._build_config(trial.number, settings)
+            config = self._build_config(trial, settings)
         except ConfigError as error:  # each setting is valid, but not all of them together
             self.keeper.tell(trial, Status("failed", "config", str(error)))
             return
@@ -169,9 +170,10 @@ class Coordinator:
         self._count()
         self.observer.begin_run(config.name, settings, resumed=resumed)
 
-    def _build_config(self, number: int, settings: Mapping[str, Scalar]) -> RunConfig:
-        cache = cache_folder(self.store)
-        return build_trial_config(self.config, self.facts, number, settings, device=self.device, cache=cache)
+    def _build_config(self, trial: optuna.Trial, settings: Mapping[str, Scalar]) -> RunConfig:
+        cache, number = cache_folder(self.store), trial.number
+        config = build_trial_config(self.config, self.facts, number, settings, device=self.device, cache=cache)
+        return apply_retry(trial, config)
 
     def _open_run(self, trial: optuna.Trial, config: RunConfig, settings: Mapping[str, Scalar]) -> str:
         """Return the trial's MLflow run, found again or made."""
@@ -225,6 +227,9 @@ class Coordinator:
         elif event.reason == "disk":  # says nothing about the trial, and would fail every other
             self._running[running.run_id] = running
             raise StoreError(f"{running.config.name}: {event.message} {_KEPT}")
+        elif event.reason == "oom" and (size := plan_retry(running.trial, running.config.training, event.peak_gib)):
+            self.observer.say(f"{running.config.name}: {event.message}; it is tried again with {size} images at once.")
+            self._adopted.insert(0, running.trial)
         elif event.outcome == "failed":
             seconds = sum_seconds(read_records(self._folder(running.run_id))[0])
             self.keeper.end(running.trial, running.run_id, Status("failed", event.reason, event.message, seconds))

@@ -6,12 +6,13 @@ The order makes a kill at any moment harmless: whoever finds an end in a folder 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import StudyConfig
+from cityopt.search.micro_batches import describe_retry
 from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
 from cityopt.search.status import ENDING, TrialStatus, build_status, find_best_reported
@@ -65,7 +66,7 @@ class Scorekeeper:
         """Do what is left to do when the folder says how a trial ended: nobody goes on from its last epoch now."""
         (run_folder(self.store, run_id) / LAST).unlink(missing_ok=True)
         self.tell(trial, status)
-        end_shipping(self.shipper, run_id, status)
+        end_shipping(self.shipper, run_id, status, describe_retry(trial))
 
     def tell(self, trial: optuna.Trial, status: Status) -> None:
         """Tell Optuna how a trial ended, then the board."""
@@ -114,14 +115,14 @@ class Scorekeeper:
         return best is None or (value > best if self.maximize else value < best)
 
 
-def end_shipping(shipper: Shipper, run_id: str, status: Status) -> None:
-    """Give a run its end in MLflow, after all that its folder holds."""
+def end_shipping(shipper: Shipper, run_id: str, status: Status, more: Mapping[str, Any] | None = None) -> None:
+    """Give a run its end in MLflow, after all that its folder holds; `more` are tags beside those of its state."""
     ends: Mapping[Literal["complete", "pruned", "failed"], RunEnd] = {
         "complete": "FINISHED",
         "pruned": "KILLED",
         "failed": "FAILED",
     }
-    tags: dict[str, object] = {"cityopt.state": status.outcome}
+    tags: dict[str, object] = {"cityopt.state": status.outcome, **(more or {})}
     if status.reason:
         tags |= {"cityopt.reason": status.reason, "cityopt.message": status.message}
     shipper.end(run_id, ends[status.outcome], tags)

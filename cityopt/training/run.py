@@ -62,9 +62,12 @@ from cityopt.training.samples import choose_samples, write_overlays
 from cityopt.training.shares import check_shares
 
 UNSCORED_KEYS = {
-    *("study", "name", "kind", "device", "devices", "threads", "cache", "data.root", "data.num_workers", "keep")
+    *("study", "name", "kind", "device", "devices", "threads", "cache", "data.root", "data.num_workers", "keep"),
+    "training.accumulation",
 }
-"""Settings that may differ between the attempts of one training."""
+"""Settings that may differ between the attempts of one training. Memory may have run out with larger micro-batches."""
+ADVICE = "Lower training.batch_size or data.size, or raise training.accumulation."
+"""What to do when memory runs out."""
 
 OnEpoch = Callable[[int, dict[str, float]], Literal["continue", "stop"]]
 """Called with a finished epoch, counted from 1, and its metrics."""
@@ -107,7 +110,7 @@ def run_training(
     """
     check_objective(config.metric, config.model)
     check_shares(config)
-    with open_ranks(config.device, config.devices) as ranks, naming_failures("Lower training.batch_size or data.size."):
+    with open_ranks(config.device, config.devices) as ranks, naming_failures(ADVICE):
         device = place_rank(config.device, ranks)
         set_threads(config.threads)
         with repeatable(device):

@@ -26,6 +26,7 @@ class Script:
 
     values: tuple[float, ...]
     reason: str = ""
+    peak_gib: float | None = None
     lost_before: int | None = None
     is_warm: bool = True
 
@@ -98,7 +99,8 @@ class ScriptedExecutor(Executor):
                 yield JobEnded(job.run_id, "stopped", result={"seconds": 1.0})
                 return
         if script.reason:
-            yield JobEnded(job.run_id, "failed", reason=script.reason, message=f"it was {script.reason}")
+            result = {} if script.peak_gib is None else {"peak_gib": script.peak_gib}
+            yield JobEnded(job.run_id, "failed", reason=script.reason, message=f"it was {script.reason}", result=result)
         else:
             yield JobEnded(job.run_id, "complete", result={"seconds": 2.0})
 

@@ -33,6 +33,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.status import RUN_ID, describe_trials
 from cityopt.search.study import open_study
 from cityopt.search.sweep import open_parent
+from cityopt.settings import replace_settings
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, Status, begin_attempt, read_status, write_status
@@ -117,8 +118,6 @@ class Bench:
 
 
 def make_trials(config, trials):
-    from cityopt.settings import replace_settings
-
     return replace_settings(config, {"search.trials": trials})
 
 
@@ -575,3 +574,52 @@ def test_no_trial_waits_when_a_slot_is_free(bench):
     assert len(rates) == len(lengths)  # running trials are never proposed again
     for number, length in enumerate(lengths):
         assert it.curve(f"trial-{number:04d}") == [(epoch, 0.1 * number) for epoch in range(1, length + 1)]
+
+
+def test_trial_goes_on_with_smaller_micro_batches_when_memory_ran_out(bench):
+    it = bench(trials=2, training={"epochs": 3, "batch_size": 8})
+
+    def play(config, attempt):
+        is_small = config.training.accumulation > 1 or config.name == "trial-0001"
+        return Script((0.1, 0.4, 0.3)) if is_small else Script((0.1,), reason="oom", peak_gib=7.5)
+
+    executor = it.live(play)
+    names = [job.config.name for job in executor.jobs]
+    assert names == ["trial-0000", "trial-0000", "trial-0001"]
+    first, second, other = (job.config for job in executor.jobs)
+    assert (first.training.accumulation, second.training.accumulation, other.training.accumulation) == (1, 2, 1)
+    assert second == replace_settings(first, {"training.accumulation": 2})  # same batch, rate and seed
+    trial = it.study.trials[0]
+    assert trial.state == TrialState.COMPLETE and dict(trial.constraints) == {}
+    assert it.curve("trial-0000") == [(1, 0.1), (2, 0.4), (3, 0.3)]
+    tags = it.runs()["trial-0000"].data.tags
+    assert (tags["cityopt.oom_peak_gib"], tags["cityopt.accumulation_after_oom"]) == ("7.5", "2")
+    assert any("it was oom; it is tried again with 4 images at once" in line for line in it.said)
+
+
+def test_smaller_micro_batches_stay_when_a_coordinator_dies_in_the_second_attempt(bench):
+    it = bench(trials=1)
+    seen = []
+
+    def play(config, attempt):
+        seen.append(config.training.accumulation)
+        if len(seen) == 2:
+            raise Killed
+        return Script((0.1, 0.2, 0.3), reason="oom" if len(seen) == 1 else "")
+
+    with pytest.raises(Killed):
+        it.live(play)
+    it.live(play)
+    assert seen == [1, 2, 2] and it.study.trials[0].state == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "attempts"), [(8, 1, [1, 2]), (6, 2, [2, 6]), (3, 1, [1, 3]), (2, 2, [2])]
+)
+def test_trial_fails_as_oom_when_smaller_micro_batches_do_not_help_or_cannot_be(bench, batch, accumulation, attempts):
+    it = bench(trials=1, training={"epochs": 3, "batch_size": batch, "accumulation": accumulation})
+    executor = it.live(always(0.1, reason="oom"))
+    assert [job.config.training.accumulation for job in executor.jobs] == attempts
+    (trial,) = it.study.trials
+    assert trial.state == TrialState.PRUNED and dict(trial.constraints) == {"oom": 1.0}
+    assert describe_trials(it.study, live=False)[0].reason == "oom"

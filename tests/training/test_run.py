@@ -253,6 +253,26 @@ def test_run_training_stops_when_told_and_again_when_told_after_a_resumption(con
     assert list((tmp_path / "artifacts" / "overlays").iterdir())
 
 
+def test_run_training_goes_on_with_smaller_micro_batches_when_memory_ran_out_before(
+    undisturbed: tuple[Path, TrainingResult, Coordinator],
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_training(config, RunFolder(tmp_path), Coordinator(stop_after=1))
+    sizes, build_loader = [], run_module.build_loader
+    monkeypatch.setattr(
+        run_module, "build_loader", lambda *a, **k: sizes.append(k["batch_size"]) or build_loader(*a, **k)
+    )
+    settings = {"training.accumulation": 2}
+    heard = Coordinator(stop_after=2)
+    run_training(replace_settings(config, settings), RunFolder(tmp_path), heard)
+    assert sizes == [config.training.batch_size // 2] and [epoch for epoch, _ in heard.heard] == [1, 2]
+    whole, halved = undisturbed[2].heard[1][1], heard.heard[1][1]
+    assert halved["train/learning_rate"] == whole["train/learning_rate"]
+    assert halved["train/loss/total"] == pytest.approx(whole["train/loss/total"], rel=0.2)
+
+
 @pytest.mark.parametrize(("direction", "best_epoch"), [("maximize", 1), ("minimize", 2)])
 def test_run_training_keeps_the_last_epoch_beside_the_best_value_when_told_so(
     config: RunConfig, tmp_path: Path, direction: str, best_epoch: int

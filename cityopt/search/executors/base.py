@@ -68,6 +68,11 @@ class JobEnded:
     message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def peak_gib(self) -> float | None:
+        """The most memory that a run had which ended for lack of it; None where nobody measured."""
+        return self.result.get("peak_gib")
+
 
 Event = WorkerReady | Progressed | EpochDone | JobEnded
 
