@@ -24,6 +24,8 @@ for verb in (
     studies.crossval,
     models.evaluate,
     studies.status,
+    studies.stop,
+    studies.retry,
     studies.report,
     studies.anchors,
     models.predict,

@@ -7,17 +7,17 @@ complete: a worker, a test or a notebook can train from it and nothing else. Key
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
 from cityopt.image_set import Halves, ImageSet
 from cityopt.promotion import SEARCHED_DATA, PromotionConfig, StageConfig, check_promoted
+from cityopt.search_config import PositiveInt, SearchConfig
 from cityopt.settings import STUDY_NAME, Section, check_settings, name_nearest
 
-PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["instance", "semantic"]
 """What a model makes of an image: masks of the eight thing classes, or a class for each pixel."""
@@ -205,48 +205,6 @@ class TrainingConfig(Section):
                 f"batch_size={self.batch_size}"
             )
         return self
-
-
-class SamplerConfig(Section):
-    """How settings are proposed."""
-
-    name: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
-    startup_trials: PositiveInt = 10
-    """Random trials before the model of the sampler is used."""
-
-
-class PrunerConfig(Section):
-    """When a trial ends early."""
-
-    name: Literal["hyperband", "asha", "median", "none"] = "hyperband"
-    min_epochs: PositiveInt = 3
-    """No trial ends before this epoch: beyond warm-up, since every AP is about 0 at epoch 1."""
-    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 3
-    startup_trials: PositiveInt = 5
-    """Complete trials that `median` wants before it prunes."""
-
-
-class SearchConfig(Section):
-    """What is searched, how, and what counts."""
-
-    metric: str = "val/coco/segm/ap"
-    direction: Literal["maximize", "minimize"] = "maximize"
-    trials: PositiveInt = 40
-    space: dict[str, Dimension] = Field(default_factory=dict)
-    sampler: SamplerConfig = SamplerConfig()
-    pruner: PrunerConfig = PrunerConfig()
-    baselines: tuple[dict[str, Scalar], ...] = ()
-    """Settings that are tried first, trial 0 before all."""
-    hang_limit_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds without a sign of life after which a training has failed as `hung`, or longer by `hang_factor`."""
-    hang_factor: Annotated[float, Field(ge=1)] = 10.0
-    """How many times the longest silence seen so far (the slowest step, say) a training may be silent."""
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _take_out(cls, space: Any) -> Any:
-        """Leave out what is null: so a study that extends another takes a dimension from its space."""
-        return {k: v for k, v in space.items() if v is not None} if isinstance(space, dict) else space
 
 
 class StudyConfig(Section):

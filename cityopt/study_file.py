@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from cityopt.config import PrunerConfig, SearchConfig, StudyConfig
+from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import PromotionConfig
+from cityopt.search_config import PrunerConfig, SearchConfig
 from cityopt.settings import STUDY_NAME, name_nearest, replace_settings, set_in_tree, validate
 
 

@@ -34,6 +34,13 @@ def sweep(
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     workers_per_device: PerDeviceOption = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option("--max-hours", help="Hours of this call: no trial begins that would not end in time."),
+    ] = None,
+    max_device_hours: Annotated[
+        float | None, typer.Option("--max-device-hours", help="Hours that all trials may train, added up.")
+    ] = None,
 ) -> None:
     """Search a study's settings, or go on where the last sweep stopped.
 
@@ -46,7 +53,8 @@ def sweep(
     from cityopt.search.status import read_status
     from cityopt.search.sweep import run_sweep
 
-    config = load(study, settings, name, seed, {"search.trials": trials})
+    limits = {"search.trials": trials, "search.max_hours": max_hours, "search.max_device_hours": max_device_hours}
+    config = load(study, settings, name, seed, limits)
     console = open_console()
     with open_observer(console) as observer:
         summary = run_sweep(
@@ -147,18 +155,54 @@ def crossval(
 
 
 def status(
-    study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False
+    study: StudyOption,
+    store: StoreOption = STORE,
+    name: NameOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a study's trials, the best first.
+    """Show a study's trials, the best first, and what it has spent.
 
     Example: cityopt status --study demo --json
     """
     from cityopt.report.tables import print_leaderboard
+    from cityopt.report.terminal import watch_leaderboard
     from cityopt.search.status import read_status
     from cityopt.study_file import name_study
 
-    found = read_status(store, name_study(study, name))
+    study_name = name_study(study, name)
+    if watch and not as_json:
+        watch_leaderboard(open_console(), lambda: read_status(store, study_name))
+        return
+    found = read_status(store, study_name)
     show(as_json, found.to_json(), lambda: print_leaderboard(open_console(), found))
+
+
+def stop(study: StudyOption, store: StoreOption = STORE, name: NameOption = None) -> None:
+    """Let the sweep that is at work on a study end in good order, from wherever you are.
+
+    Example: cityopt stop --study demo
+    """
+    from cityopt.search.requests import stop_sweep
+    from cityopt.study_file import name_study
+
+    print(stop_sweep(name_study(study, name), store=store))
+
+
+def retry(
+    study: StudyOption,
+    failed: Annotated[str, typer.Option("--failed", help="nan, oom, crash, hung, config, data, or any.")],
+    store: StoreOption = STORE,
+    name: NameOption = None,
+) -> None:
+    """Enqueue the settings of failed trials again, as new trials that take their places.
+
+    Example: cityopt retry --study demo --failed oom
+    """
+    from cityopt.search.requests import retry_failed
+    from cityopt.study_file import name_study
+
+    print(retry_failed(name_study(study, name), failed, store=store))
 
 
 def report(

@@ -12,7 +12,7 @@ from cityopt.dimension import Scalar
 
 if TYPE_CHECKING:
     from cityopt.search.promote import Promotion
-    from cityopt.search.status import StudyStatus, TrialStatus
+    from cityopt.search.status import Spending, StudyStatus, TrialStatus
     from cityopt.training.prediction_folder import PredictSummary
 
 STATE_STYLES: dict[str, str] = {
@@ -39,10 +39,24 @@ def print_leaderboard(console: Console, status: "StudyStatus", *, limit: int = 2
     console.print(table)
     if len(status.trials) > limit:
         console.print(f"… and {len(status.trials) - limit} more; all of them with --json")
+    if status.spending is not None:
+        console.print(format_spending(status.spending), highlight=False, soft_wrap=True)
     for trial in status.trials:
         if trial.state == "failed":
             text = f"trial {trial.number} failed ({trial.reason}): {trial.message or 'see the log of its run'}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def format_spending(spending: "Spending") -> str:
+    """Return what a study has spent, and of how much."""
+    trained = f"trained for {format_seconds(3600 * spending.device_hours)}"
+    if spending.max_device_hours is not None:
+        trained += f" of {format_seconds(3600 * spending.max_device_hours)}"
+    parts = [trained, f"{spending.trials_left} trials left"]
+    if spending.hours is not None:
+        limit = "" if spending.max_hours is None else f" of {format_seconds(3600 * spending.max_hours)}"
+        parts.append(f"at work for {format_seconds(3600 * spending.hours)}{limit}")
+    return ", ".join(parts)
 
 
 def format_settings(settings: Mapping[str, Scalar]) -> str:

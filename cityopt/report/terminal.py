@@ -5,24 +5,54 @@ best), one for caches and scans. News scrolls above the bars. Everything goes to
 the console was made.
 """
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from cityopt.dimension import Scalar
-from cityopt.report.tables import STATE_STYLES, format_seconds, format_settings, format_value
+from cityopt.report.tables import STATE_STYLES, format_seconds, format_settings, format_value, print_leaderboard
 from cityopt.search.observer import Observer, Standing, TrialState
+
+if TYPE_CHECKING:
+    from cityopt.search.status import StudyStatus, TrialStatus
 
 
 def open_observer(console: Console) -> "PlainObserver":
     """Return live bars when the console is a terminal, plain lines otherwise."""
     return LiveObserver(console) if console.is_terminal else PlainObserver(console)
+
+
+def watch_leaderboard(console: Console, read: Callable[[], "StudyStatus"], *, interval_s: float = 2.0) -> None:
+    """Show a study's leaderboard anew every few seconds, as much of it as fits, until Ctrl-C.
+
+    Without a terminal it is printed each time that a trial has changed.
+    """
+    before: list[TrialStatus] | None = None
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            status = read()
+            if console.is_terminal:
+                live.update(_draw_leaderboard(console, status), refresh=True)
+            elif status.trials != before:
+                print_leaderboard(console, status)
+            before = status.trials
+            time.sleep(interval_s)
+
+
+def _draw_leaderboard(console: Console, status: "StudyStatus") -> Text:
+    page = io.StringIO()
+    drawn = Console(file=page, width=console.width, force_terminal=True, color_system="standard")
+    print_leaderboard(drawn, status, limit=max(console.height - 8, 3))
+    return Text.from_ansi("\n".join(page.getvalue().splitlines()[: console.height - 1]))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ metrics are on disk before Optuna hears of them; its end is in the folder (`stat
 told, and Optuna is told before MLflow shows it. What the next start finds half done, it finishes.
 """
 
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,15 +32,18 @@ from cityopt.search.executors.base import (
     WorkerReady,
 )
 from cityopt.search.facts import StudyFacts
+from cityopt.search.failures import FailureStreak
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.micro_batches import apply_retry, plan_retry
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.pretrained import check_searched_weights
 from cityopt.search.pruning import RungPruner
 from cityopt.search.reconciliation import reconcile
+from cityopt.search.requests import Request, RequestBox
+from cityopt.search.retries import enqueue_failed
 from cityopt.search.scorekeeping import Scorekeeper
 from cityopt.search.space import build_trial_config, sample_settings
-from cityopt.search.status import RUN_ID
+from cityopt.search.status import RETRY_OF, RUN_ID, SWEEP
 from cityopt.search.study import name_cause
 from cityopt.search.tags import describe_data, describe_run
 from cityopt.store import run_folder
@@ -95,6 +99,9 @@ class Coordinator:
         self.keeper = Scorekeeper(
             store, study, config, mlflow=mlflow, shipper=shipper, observer=observer, parent=parent
         )
+        self.budget = self.keeper.budget
+        self.requests = RequestBox(store, config.name)
+        self._streak = FailureStreak(config.search.max_failures)
         self._running: dict[str, RunningTrial] = {}
         self._adopted: list[optuna.Trial] = []
         self._found_running: set[int] = set()
@@ -107,17 +114,20 @@ class Coordinator:
     def run(self) -> None:
         """Finish what an earlier coordinator left, then run trials to the end.
 
-        Raises DataError or ConfigError when a trial failed for a reason that would fail every other, StoreError when
-        the disk is full.
+        Raises DataError or ConfigError when a trial failed for a reason that would fail every other, StudyError when
+        too many failed in a row, StoreError when the disk is full.
         """
         try:
             with self.interrupt:
+                self.study.set_user_attr(SWEEP, {"begun": time.time()})
                 self._adopted = reconcile(self.keeper, self.executor)
                 self._found_running = {trial.number for trial in self._adopted}
                 self.observer.begin_study(self.standing)
-                while not self.interrupt.is_set and self._fill_slots():
+                self.budget.begin()
+                while not self._is_over() and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
+                    self.requests.obey(self._obey)
             self.keeper.describe_study(is_last=True)
         except OSError as error:
             if error.errno not in FULL:
@@ -134,9 +144,31 @@ class Coordinator:
         while self.executor.num_free and (self._adopted or self._num_begun < self.standing.trials):
             if self._adopted:
                 self._start(self._adopted.pop(0), resumed=True)
+            elif objection := self.budget.find_objection():
+                if not self._running:
+                    self.observer.say(f"No more trials: {objection}.")
+                break
             else:
                 self._start(self.study.ask(), resumed=False)
         return bool(self._running)
+
+    def _is_over(self) -> bool:
+        """Say whether to leave what is running to the next sweep."""
+        if self.budget.is_over and not self.interrupt.is_set:
+            if self._running:
+                self.observer.say("--max-hours are up: the trials at work go on with the next sweep.")
+            return True
+        return self.interrupt.is_set
+
+    def _obey(self, request: Request) -> None:
+        """Do what another command asks for."""
+        if request.verb == "stop":
+            self.observer.say("Asked to stop: what is finished is kept.")
+            self.interrupt.is_set = True
+        else:
+            numbers = enqueue_failed(self.study, request.reason)
+            self.standing.superseded += len(numbers)
+            self.observer.say(f"Asked to try failed trials again ({request.reason}): {numbers or 'there are none'}.")
 
     @property
     def _num_begun(self) -> int:
@@ -147,7 +179,9 @@ class Coordinator:
         try:
             config = self._build_config(trial, settings)
         except ConfigError as error:  # each setting is valid, but not all of them together
-            self.keeper.tell(trial, Status("failed", "config", str(error)))
+            status = Status("failed", "config", str(error))
+            self.keeper.tell(trial, status)
+            self._streak.take(trial.number, settings, status)
             return
         begun = RUN_ID in trial.user_attrs
         run_id = self._open_run(trial, config, settings)
@@ -155,7 +189,7 @@ class Coordinator:
         try:
             check_searched_weights(self.config, config.model)
         except WeightsError as error:
-            self.keeper.end(running.trial, running.run_id, Status("failed", "config", str(error)))
+            self._end(running, Status("failed", "config", str(error)))
             return
         if resumed and not may_try(trial, max(running.reported, default=0), begun=begun):
             self.keeper.end(
@@ -165,6 +199,7 @@ class Coordinator:
             )
             return
         self._running[run_id] = running
+        self.budget.start(trial.number, config.training.epochs)
         self.shipper.watch(run_id, self._folder(run_id))
         self.executor.submit(Job(run_id, self._folder(run_id), uuid.uuid4().hex, config))
         self._count()
@@ -185,6 +220,8 @@ class Coordinator:
             self.mlflow.reopen_run(run_id)
         else:
             tags = describe_data(self.facts) | describe_run(config) | {"cityopt.trial": trial.number}
+            if RETRY_OF in trial.user_attrs:
+                tags["cityopt.retry_of"] = trial.user_attrs[RETRY_OF]
             run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
         if RUN_ID not in trial.user_attrs:
             write_dataset(self._folder(run_id), self.config.name, self.facts.subset_hash, self.facts.root)
@@ -204,6 +241,7 @@ class Coordinator:
     def _report(self, running: RunningTrial, event: EpochDone) -> None:
         """Tell Optuna an epoch's value and answer the worker. An epoch that was told before is only judged again."""
         epochs = running.config.training.epochs
+        self.budget.take_epoch(running.trial.number, event.metrics.get("system/epoch_s", 0.0))
         if event.epoch not in running.reported:
             value = event.metrics[self.config.search.metric]
             running.trial.report(value, event.epoch)
@@ -218,7 +256,14 @@ class Coordinator:
             return pruner.stops(running.trial.number, epoch, self.keeper.curves, maximize=self.keeper.maximize)
         return running.trial.should_prune()
 
+    def _end(self, running: RunningTrial, status: Status) -> None:
+        """End a trial. Raises StudyError when too many failed in a row."""
+        self.keeper.end(running.trial, running.run_id, status)
+        self._streak.take(running.trial.number, running.trial.params, status)
+
     def _take_end(self, running: RunningTrial, event: JobEnded) -> None:
+        if event.outcome == "lost" or event.reason == "oom":
+            self.budget.leave(running.trial.number)
         if event.outcome == "lost":
             if event.reason == NEVER_BEGAN:
                 forgive_attempt(running.trial)
@@ -232,12 +277,12 @@ class Coordinator:
             self._adopted.insert(0, running.trial)
         elif event.outcome == "failed":
             seconds = sum_seconds(read_records(self._folder(running.run_id))[0])
-            self.keeper.end(running.trial, running.run_id, Status("failed", event.reason, event.message, seconds))
+            self._end(running, Status("failed", event.reason, event.message, seconds))
             if event.reason in STOPS_STUDY:
                 raise STOPS_STUDY[event.reason](f"{running.config.name}: {event.message}")
         else:
             outcome: Literal["complete", "pruned"] = "complete" if event.outcome == "complete" else "pruned"
-            self.keeper.end(running.trial, running.run_id, Status(outcome, seconds=float(event.result["seconds"])))
+            self._end(running, Status(outcome, seconds=float(event.result["seconds"])))
 
     def _leave_running(self) -> None:
         """Leave trials that are still running to the next start; in MLflow nothing stays RUNNING meanwhile."""

@@ -20,13 +20,15 @@ class Standing:
     counts: dict[TrialState, int] = field(
         default_factory=lambda: {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
     )
+    superseded: int = 0
+    """Failed trials whose settings are tried again: they do not count as ended."""
     best_number: int | None = None
     best_value: float | None = None
 
     @property
     def num_ended(self) -> int:
-        """Number of trials that have ended, in whatever way."""
-        return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
+        """Number of trials that have ended, in whatever way, and are not tried again."""
+        return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"] - self.superseded
 
 
 class Observer:

@@ -15,7 +15,7 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from cityopt.config import PrunerConfig
+from cityopt.search_config import PrunerConfig
 
 
 class RungPruner(BasePruner):

@@ -9,9 +9,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cityopt.config import SamplerConfig
 from cityopt.dimension import Dimension
 from cityopt.runtime import derive_seed
+from cityopt.search_config import SamplerConfig
 
 DRAWN = "cityopt:drawn"
 

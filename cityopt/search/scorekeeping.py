@@ -4,7 +4,7 @@ The order makes a kill at any moment harmless: whoever finds an end in a folder 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.config import StudyConfig
+from cityopt.search.budget import Budget
 from cityopt.search.micro_batches import describe_retry
 from cityopt.search.note import NoteClock, describe_study
 from cityopt.search.observer import Observer, Standing, TrialState
@@ -19,7 +20,15 @@ from cityopt.search.status import ENDING, TrialStatus, build_status, find_best_r
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
-from cityopt.tracking.run_folder import LAST, NOTE, RunFolder, Status, write_atomically, write_status
+from cityopt.tracking.run_folder import (
+    LAST,
+    NOTE,
+    RunFolder,
+    Status,
+    read_log_tail,
+    write_atomically,
+    write_status,
+)
 
 OPTUNA_SEES_PRUNED = ("nan", "oom")
 """Reasons that tell something about the settings: Optuna hears `pruned` with a violated constraint."""
@@ -45,6 +54,7 @@ class Scorekeeper:
         self.maximize = config.search.direction == "maximize"
         self.curves: dict[int, dict[int, float]] = {}
         """What every trial reported, by epoch: to read it from the database each time costs more than a report."""
+        self.budget = Budget(config.search)
         self._note_clock = NoteClock()
 
     def read_board(self, trials: list[TrialStatus]) -> None:
@@ -53,13 +63,17 @@ class Scorekeeper:
             if trial.state not in ("complete", "pruned", "failed"):
                 continue
             self.standing.counts[trial.state] += 1
-            if trial.state == "complete" and trial.value is not None and self._is_better(trial.value):
-                self.standing.best_number, self.standing.best_value = trial.number, trial.value
+            is_best = self._take_best(trial.number, trial.state, trial.value)
+            self.budget.recall(trial.seconds, is_complete=trial.state == "complete", is_best=is_best)
             self._log_best(trial.number)
+        self.standing.superseded = sum(trial.is_retried for trial in trials)
 
     def end(self, trial: optuna.Trial, run_id: str, status: Status) -> None:
         """End a trial: first in its folder, then in Optuna, then in MLflow."""
-        write_status(run_folder(self.store, run_id), status)
+        folder = run_folder(self.store, run_id)
+        if status.outcome == "failed":
+            status = replace(status, log=read_log_tail(folder))
+        write_status(folder, status)
         self.conclude(trial, run_id, status)
 
     def conclude(self, trial: optuna.Trial, run_id: str, status: Status) -> None:
@@ -95,9 +109,8 @@ class Scorekeeper:
     def _take_note(self, number: int, status: Status, value: float | None) -> None:
         state: TrialState = status.outcome
         self.standing.counts[state] += 1
-        is_best = state == "complete" and value is not None and self._is_better(value)
-        if is_best:
-            self.standing.best_number, self.standing.best_value = number, value
+        is_best = self._take_best(number, state, value)
+        self.budget.end(number, status.seconds, is_complete=state == "complete", is_best=is_best)
         self._log_best(number)
         self.describe_study()
         shown = None if state == "failed" else value
@@ -110,9 +123,15 @@ class Scorekeeper:
         if self.standing.best_value is not None:
             self.parent.log_metrics({f"best/{self.config.search.metric}": self.standing.best_value}, step=number)
 
-    def _is_better(self, value: float) -> bool:
+    def _take_best(self, number: int, state: TrialState, value: float | None) -> bool:
+        """Say whether an ended trial is the best so far, and put it on the board if it is."""
+        if state != "complete" or value is None:
+            return False
         best = self.standing.best_value
-        return best is None or (value > best if self.maximize else value < best)
+        is_best = best is None or (value > best if self.maximize else value < best)
+        if is_best:
+            self.standing.best_number, self.standing.best_value = number, value
+        return is_best
 
 
 def end_shipping(shipper: Shipper, run_id: str, status: Status, more: Mapping[str, Any] | None = None) -> None:
@@ -125,4 +144,6 @@ def end_shipping(shipper: Shipper, run_id: str, status: Status, more: Mapping[st
     tags: dict[str, object] = {"cityopt.state": status.outcome, **(more or {})}
     if status.reason:
         tags |= {"cityopt.reason": status.reason, "cityopt.message": status.message}
+    if status.log:
+        tags["cityopt.log"] = status.log
     shipper.end(run_id, ends[status.outcome], tags)

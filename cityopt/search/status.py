@@ -1,5 +1,6 @@
 """The leaderboard of a study, read from the store alone: also while a sweep runs, also after a kill."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from cityopt.search.study import is_swept, load_stored_study, open_storage
 from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
+RETRY_OF = "cityopt:retry_of"
+"""Attribute of a trial: the number of the failed trial whose settings it tries again."""
+SWEEP = "cityopt:sweep"
+"""Attribute of a study: when its last sweep began, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,36 @@ class TrialStatus:
     seconds: float | None
     message: str = ""
     """What went wrong, in words; not part of the JSON, where `reason` is."""
+    retry_of: int | None = None
+    """The failed trial whose settings this one tries again."""
+    is_retried: bool = False
+    """Whether another trial tries the settings of this one again."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a trial of `cityopt status --json`."""
-        return {key: value for key, value in asdict(self).items() if key != "message"}
+        hidden = ("message", "retry_of", "is_retried")
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a study has spent; None for a limit means that there is none."""
+
+    device_hours: float
+    """Hours that trials trained which have ended, added up."""
+    max_device_hours: float | None
+    hours: float | None
+    """Since the sweep at work began; None when none is at work."""
+    max_hours: float | None
+    trials_left: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the budget of `cityopt status --json`, with what is left of it."""
+        left = {
+            "device_hours_left": _subtract(self.max_device_hours, self.device_hours),
+            "hours_left": _subtract(self.max_hours, self.hours or 0.0),
+        }
+        return asdict(self) | left
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +77,7 @@ class StudyStatus:
     direction: str
     best: TrialStatus | None
     trials: list[TrialStatus]
+    spending: Spending | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -72,6 +104,7 @@ class StudyStatus:
             "metric": self.metric,
             "direction": self.direction,
             "best": best,
+            "budget": self.spending.to_json() if self.spending else None,
             "trials": [trial.to_json() for trial in self.trials],
         }
 
@@ -89,13 +122,33 @@ def build_status(study: optuna.Study, config: StudyConfig, *, live: bool) -> Stu
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     pick = max if config.search.direction == "maximize" else min
     best = pick(complete, key=lambda trial: trial.value or 0.0) if complete else None
-    return StudyStatus(config.name, config.search.metric, config.search.direction, best, trials)
+    spending = _add_up(study, config, trials, live=live)
+    return StudyStatus(config.name, config.search.metric, config.search.direction, best, trials, spending)
+
+
+def _add_up(study: optuna.Study, config: StudyConfig, trials: list[TrialStatus], *, live: bool) -> Spending:
+    search, begun = config.search, study.user_attrs.get(SWEEP)
+    num_open = sum(trial.state in ("running", "waiting") for trial in trials)
+    num_ended = len(trials) - num_open - sum(trial.is_retried for trial in trials)
+    return Spending(
+        device_hours=sum(trial.seconds or 0.0 for trial in trials) / 3600,
+        max_device_hours=search.max_device_hours,
+        hours=(time.time() - begun["begun"]) / 3600 if live and begun else None,
+        max_hours=search.max_hours,
+        trials_left=max(search.trials - num_ended, 0),
+    )
+
+
+def _subtract(limit: float | None, spent: float) -> float | None:
+    return None if limit is None else max(limit - spent, 0.0)
 
 
 def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:
     """Return all trials in order; without a live coordinator an unfinished one waits to be taken up again."""
     maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
-    return [_describe(trial, live, maximize) for trial in study.get_trials(deepcopy=False)]
+    found = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs[RETRY_OF] for trial in found if RETRY_OF in trial.user_attrs}
+    return [_describe(trial, live, maximize, trial.number in retried) for trial in found]
 
 
 def find_best_reported(reported: Iterable[float], maximize: bool) -> float | None:
@@ -104,7 +157,7 @@ def find_best_reported(reported: Iterable[float], maximize: bool) -> float | Non
     return None if not values else max(values) if maximize else min(values)
 
 
-def _describe(trial: FrozenTrial, live: bool, maximize: bool) -> TrialStatus:
+def _describe(trial: FrozenTrial, live: bool, maximize: bool, is_retried: bool) -> TrialStatus:
     ending: dict[str, Any] = trial.user_attrs.get(ENDING, {})
     reason = ending.get("reason") or None
     if trial.state == OptunaState.RUNNING:
@@ -128,4 +181,6 @@ def _describe(trial: FrozenTrial, live: bool, maximize: bool) -> TrialStatus:
         trial.user_attrs.get(RUN_ID),
         ending.get("seconds"),
         ending.get("message", ""),
+        trial.user_attrs.get(RETRY_OF),
+        is_retried,
     )

@@ -33,6 +33,7 @@ from cityopt.settings import validate
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = (
     *("search.trials", "search.hang_limit_s", "search.hang_factor"),
+    *("search.max_failures", "search.patience", "search.max_hours", "search.max_device_hours"),
     *("data.root", "data.num_workers", "data.synthetic", "promotion"),
 )
 _LOCK_PATIENCE_S = 1.0

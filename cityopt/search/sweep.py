@@ -23,6 +23,7 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
+from cityopt.search.requests import RequestBox
 from cityopt.search.study import find_facts, find_threads, lock_study, open_storage, open_study, refuse_other_settings
 from cityopt.search.tags import describe_data
 from cityopt.store import describe_option, open_store, run_folder
@@ -71,6 +72,7 @@ def run_sweep(
     folder = open_store(store)
     observer.say(f"store {folder}")
     with lock_study(folder, config.name), naming_interrupts():
+        RequestBox(folder, config.name).forget_stops()
         storage = open_storage(folder)
         config = settle_paths(config)
         weights = hash_files(config)

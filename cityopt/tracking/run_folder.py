@@ -38,6 +38,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors that say that a disk, or a user's share of it, is full."""
 LAST, BEST, LOG, STATUS, NOTE = "last.pt", "best.pt", "log.txt", "status.json", "note.md"
 DATASET = "dataset.json"
+_TAIL_BYTES, _TAIL_LINES = 3000, 25
 
 
 class StaleAttemptError(StoreError):
@@ -70,6 +71,8 @@ class Status:
     reason: str = ""
     message: str = ""
     seconds: float = 0.0
+    log: str = ""
+    """The last lines of the log of a run that failed."""
 
 
 class Tracker(ABC):
@@ -245,6 +248,17 @@ def read_status(folder: Path) -> Status | None:
     """Return how a run ended, None while it has not."""
     content = read_json(folder / STATUS)
     return None if content is None else Status(**content)
+
+
+def read_log_tail(folder: Path) -> str:
+    """Return the last lines of a run's log, about a screen of them; nothing where there is no log."""
+    path = folder / LOG
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def read_records(folder: Path, offset: int = 0) -> tuple[list[Record], int]:

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sqlite3
+import time
 import uuid
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from scripted_executor import (
 )
 from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
-from cityopt.errors import ConfigError, DataError, StoppedError, StoreError
+from cityopt.errors import ConfigError, DataError, StoppedError, StoreError, StudyError
 from cityopt.runtime import derive_seed
 from cityopt.search import scorekeeping as module
+from cityopt.search.budget import Budget
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.observer import Observer
-from cityopt.search.status import RUN_ID, describe_trials
+from cityopt.search.requests import Request, RequestBox
+from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials
 from cityopt.search.study import open_study
 from cityopt.search.sweep import open_parent
 from cityopt.settings import replace_settings
@@ -108,6 +111,10 @@ class Bench:
     def curve(self, name: str, metric: str = AP) -> list[tuple[int, float]]:
         history = self.client.get_metric_history(self.runs()[name].info.run_id, metric)
         return [(point.step, point.value) for point in history]
+
+    def wait_for_look(self) -> None:
+        """Let so much time go by that the coordinator looks for requests again."""
+        time.sleep(0.6)
 
     def snapshot(self) -> list[tuple]:
         """All that must not depend on kills."""
@@ -623,3 +630,89 @@ def test_trial_fails_as_oom_when_smaller_micro_batches_do_not_help_or_cannot_be(
     (trial,) = it.study.trials
     assert trial.state == TrialState.PRUNED and dict(trial.constraints) == {"oom": 1.0}
     assert describe_trials(it.study, live=False)[0].reason == "oom"
+
+
+def test_study_stops_and_says_what_failures_share_when_too_many_come_in_a_row(bench):
+    it = bench(trials=9, max_failures=3)
+    with pytest.raises(StudyError, match=r"3 trials failed in a row.*\n.*reasons: 3 x hung\n.*all said: it was hung"):
+        it.live(always(reason="hung"))
+    assert [s.reason for s in describe_trials(it.study, live=False)] == ["hung"] * 3
+    assert {run.info.status for run in it.runs().values()} == {"FAILED"}
+    it.live(always(0.1, 0.2, 0.3), trials=4)
+    assert len(it.study.trials) == 4
+
+
+def test_log_ends_up_with_the_failure_when_a_trial_fails(bench):
+    it = bench(trials=2)
+
+    def play(config, attempt):
+        (run_id,) = [t.user_attrs[RUN_ID] for t in it.study.trials if f"trial-{t.number:04d}" == config.name]
+        (run_folder(it.store, run_id) / "log.txt").write_text("".join(f"line {n}\n" for n in range(100)))
+        return Script((0.1, 0.2, 0.3), reason="crash" if config.name == "trial-0000" else "")
+
+    it.live(play)
+    tail = "\n".join(f"line {number}" for number in range(75, 100))
+    failed, other = it.study.trials
+    assert failed.user_attrs[ENDING]["log"] == tail and other.user_attrs[ENDING]["log"] == ""
+    run = it.runs()["trial-0000"]
+    assert run.data.tags["cityopt.log"] == tail and "cityopt.log" not in it.runs()["trial-0001"].data.tags
+    assert read_status(run_folder(it.store, run.info.run_id)).log == tail
+
+
+def test_study_ends_in_good_order_when_another_command_asks_for_it(bench):
+    it = bench(trials=3)
+
+    def play(config, attempt):
+        if config.name == "trial-0001" and attempt == 1:
+            RequestBox(it.store, it.config.name).put(Request("stop"))
+            it.wait_for_look()
+        return Script((0.1, 0.2, 0.3))
+
+    it.live(play)
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert it.runs()["trial-0001"].info.status == "KILLED"
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_failed_trials_are_tried_again_when_another_command_asks_a_live_study(bench):
+    it = bench(trials=3)
+
+    def play(config, attempt):
+        if config.name == "trial-0001":
+            RequestBox(it.store, it.config.name).put(Request("retry", "crash"))
+            it.wait_for_look()
+        return Script((0.1, 0.2, 0.3), reason="crash" if config.name == "trial-0000" else "")
+
+    executor = it.live(play)
+    names = [job.config.name for job in executor.jobs]
+    assert names == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]  # three that did not fail in the end
+    retry = next(trial for trial in it.study.trials if RETRY_OF in trial.user_attrs)
+    assert retry.user_attrs[RETRY_OF] == 0 and retry.params == it.study.trials[0].params
+    assert it.runs()[f"trial-{retry.number:04d}"].data.tags["cityopt.retry_of"] == "0"
+    assert it.live(always(0.1, 0.2, 0.3)).jobs == []
+
+
+def test_no_trial_begins_when_the_budget_is_spent(bench):
+    it = bench(trials=9, patience=2)
+    it.live(by_number({0: Script((0.3,) * 3), 1: Script((0.2,) * 3), 2: Script((0.1,) * 3)}))
+    assert len(it.study.trials) == 3
+    assert any("No more trials: 2 trials brought no better score (search.patience)" in line for line in it.said)
+    it.live(always(0.0, 0.0, 0.0))
+    assert len(it.study.trials) == 3
+
+
+def test_trials_at_work_are_left_to_the_next_sweep_when_the_hours_are_up(bench, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "Budget", lambda search: Budget(search, lambda: now[0]))
+    it = bench(trials=3, max_hours=1.0)
+
+    def play(config, attempt):
+        now[0] += 600 if config.name == "trial-0000" else 3600
+        return Script((0.1, 0.2, 0.3))
+
+    it.live(play)
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert it.runs()["trial-0001"].info.status == "KILLED" and any("hours are up" in line for line in it.said)
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 3

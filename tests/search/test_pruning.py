@@ -8,8 +8,8 @@ import optuna
 import pytest
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 
-from cityopt.config import PrunerConfig
 from cityopt.search.pruning import RungPruner, build_pruner
+from cityopt.search_config import PrunerConfig
 
 NAN = math.nan
 

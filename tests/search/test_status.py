@@ -1,6 +1,7 @@
 """The leaderboard: states, reasons, order and the JSON document, from hand-made trials."""
 
 import json
+import time
 
 import optuna
 import pytest
@@ -8,7 +9,7 @@ from optuna.trial import TrialState, create_trial
 from small_studies import DECAY, DEPTH, FACTS, RATE, make_config
 
 from cityopt.errors import StoreError
-from cityopt.search.status import ENDING, RUN_ID, describe_trials, find_best_reported, read_status
+from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, SWEEP, describe_trials, find_best_reported, read_status
 from cityopt.search.study import lock_study, open_storage, open_study
 
 NAN = float("nan")
@@ -65,8 +66,17 @@ def test_trial_is_running_only_when_somebody_is_at_work(store):
 
 def test_json_has_the_agreed_shape_when_printed(store):
     document = json.loads(json.dumps(read_status(store, "small").to_json(), allow_nan=False))
-    assert document.keys() == {"study", "metric", "direction", "best", "trials"}
+    assert document.keys() == {"study", "metric", "direction", "best", "budget", "trials"}
     assert document["best"] == {"number": 5, "value": 0.5, "params": {}, "run_id": "r5"}
+    assert document["budget"] == {
+        "device_hours": pytest.approx(29 / 3600),
+        "max_device_hours": None,
+        "device_hours_left": None,
+        "hours": None,
+        "max_hours": None,
+        "hours_left": None,
+        "trials_left": 0,
+    }
     assert document["trials"][1] == {
         "number": 1,
         "state": "complete",
@@ -111,3 +121,17 @@ def test_states_follow_optuna_when_a_trial_has_no_ending():
     add(study, TrialState.FAIL)
     add(study, TrialState.PRUNED, 0.1, (0.1,))
     assert [trial.state for trial in describe_trials(study, live=False)] == ["complete", "failed", "pruned"]
+
+
+def test_budget_tells_what_is_left_when_there_are_limits(tmp_path):
+    config = make_config(trials=6, max_hours=2.0, max_device_hours=1.0)
+    study, _ = open_study(open_storage(tmp_path), config, FACTS)
+    add(study, TrialState.COMPLETE, 0.3, (0.3,), {"state": "complete", "reason": "", "seconds": 1800.0})
+    add(study, TrialState.FAIL, None, (), {"state": "failed", "reason": "crash", "seconds": 900.0})
+    add(study, TrialState.COMPLETE, 0.2, (0.2,), {"state": "complete", "seconds": 1800.0}, **{RETRY_OF: 1})
+    study.set_user_attr(SWEEP, {"begun": time.time() - 1800})
+    with lock_study(tmp_path, "small"):
+        found = read_status(tmp_path, "small").to_json()["budget"]
+    assert found["hours"] == pytest.approx(0.5, abs=0.01) and found["hours_left"] == pytest.approx(1.5, abs=0.01)
+    assert (found["device_hours"], found["device_hours_left"]) == (1.25, 0.0)
+    assert found["trials_left"] == 4  # the failed one's place was taken by its retry
