@@ -1,10 +1,11 @@
 """What a sweep may spend: no trial begins that would not end in time, and the estimate is corrected as it learns.
 
-`max_hours` is the time of one sweep, from its first trial on; a sweep that is called again has all of it.
+`max_hours` is the time of one sweep, its preparation included; a sweep that is called again has all of it.
 `max_device_hours` adds up what trials trained, of the whole study. `patience` counts trials that ended since the last
 better score.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ class Budget:
 
     search: SearchConfig
     clock: Callable[[], float] = time.monotonic
-    begun: float = 0.0
+    begun: float = math.nan
+    """When the sweep began; now by default."""
     spent_s: float = 0.0
     """Seconds that trials trained which have ended, earlier sweeps' counted."""
     num_since_best: int = 0
@@ -35,9 +37,10 @@ class Budget:
     """The longest that a trial would have taken, judged by its slowest epoch; counts while none is complete."""
     _running: dict[int, _Running] = field(default_factory=dict)
 
-    def begin(self) -> None:
+    def __post_init__(self) -> None:
         """Begin to count a sweep's hours."""
-        self.begun = self.clock()
+        if math.isnan(self.begun):
+            self.begun = self.clock()
 
     def start(self, number: int, epochs: int) -> None:
         """Take note that a trial begins, or goes on."""

@@ -5,7 +5,6 @@ metrics are on disk before Optuna hears of them; its end is in the folder (`stat
 told, and Optuna is told before MLflow shows it. What the next start finds half done, it finishes.
 """
 
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,7 +42,7 @@ from cityopt.search.requests import Request, RequestBox
 from cityopt.search.retries import enqueue_failed
 from cityopt.search.scorekeeping import Scorekeeper
 from cityopt.search.space import build_trial_config, sample_settings
-from cityopt.search.status import RETRY_OF, RUN_ID, SWEEP
+from cityopt.search.status import RETRY_OF, RUN_ID
 from cityopt.search.study import name_cause
 from cityopt.search.tags import describe_data, describe_run
 from cityopt.store import run_folder
@@ -119,11 +118,9 @@ class Coordinator:
         """
         try:
             with self.interrupt:
-                self.study.set_user_attr(SWEEP, {"begun": time.time()})
                 self._adopted = reconcile(self.keeper, self.executor)
                 self._found_running = {trial.number for trial in self._adopted}
                 self.observer.begin_study(self.standing)
-                self.budget.begin()
                 while not self._is_over() and self._fill_slots():
                     for event in self.executor.poll(0.2):
                         self._handle(event)

@@ -13,14 +13,12 @@ from optuna.trial import TrialState as OptunaState
 from cityopt.config import StudyConfig
 from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
-from cityopt.search.study import is_swept, load_stored_study, open_storage
+from cityopt.search.study import find_sweep, load_stored_study, open_storage
 from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
 RETRY_OF = "cityopt:retry_of"
 """Attribute of a trial: the number of the failed trial whose settings it tries again."""
-SWEEP = "cityopt:sweep"
-"""Attribute of a study: when its last sweep began, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +111,31 @@ def read_status(store: Path, name: str) -> StudyStatus:
     """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
     store = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(store), name)
-    return build_status(study, config, live=is_swept(store, name))
+    begun = find_sweep(store, name)
+    return build_status(study, config, live=begun is not None, begun=begun)
 
 
-def build_status(study: optuna.Study, config: StudyConfig, *, live: bool) -> StudyStatus:
-    """Return the leaderboard of an open study; `live` says whether a coordinator is at work on it."""
+def build_status(study: optuna.Study, config: StudyConfig, *, live: bool, begun: float | None = None) -> StudyStatus:
+    """Return the leaderboard of an open study; `live` says whether a coordinator is at work on it.
+
+    `begun` says since when, in seconds since 1970.
+    """
     trials = describe_trials(study, live=live)
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     pick = max if config.search.direction == "maximize" else min
     best = pick(complete, key=lambda trial: trial.value or 0.0) if complete else None
-    spending = _add_up(study, config, trials, live=live)
+    spending = _add_up(config, trials, begun)
     return StudyStatus(config.name, config.search.metric, config.search.direction, best, trials, spending)
 
 
-def _add_up(study: optuna.Study, config: StudyConfig, trials: list[TrialStatus], *, live: bool) -> Spending:
-    search, begun = config.search, study.user_attrs.get(SWEEP)
+def _add_up(config: StudyConfig, trials: list[TrialStatus], begun: float | None) -> Spending:
+    search = config.search
     num_open = sum(trial.state in ("running", "waiting") for trial in trials)
     num_ended = len(trials) - num_open - sum(trial.is_retried for trial in trials)
     return Spending(
         device_hours=sum(trial.seconds or 0.0 for trial in trials) / 3600,
         max_device_hours=search.max_device_hours,
-        hours=(time.time() - begun["begun"]) / 3600 if live and begun else None,
+        hours=None if begun is None else (time.time() - begun) / 3600,
         max_hours=search.max_hours,
         trials_left=max(search.trials - num_ended, 0),
     )

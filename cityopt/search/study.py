@@ -186,15 +186,21 @@ def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
 
 def is_swept(store: Path, name: str) -> bool:
     """Say whether some process is at work on a study's trials (not on its promotion or cross-validation)."""
+    return find_sweep(store, name) is not None
+
+
+def find_sweep(store: Path, name: str) -> float | None:
+    """Return when the sweep began that is at work on a study, in seconds since 1970; None where none is."""
     path = store / "locks" / f"{name}.lock"
     if not path.is_file():
-        return False
+        return None
     with path.open("r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return not file.read().endswith((", promotion", ", crossval"))
-    return False
+            is_sweep = not file.read().endswith((", promotion", ", crossval", ", retry"))
+            return path.stat().st_mtime if is_sweep else None
+    return None
 
 
 def _take_lock(file: IO[str]) -> bool:

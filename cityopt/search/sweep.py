@@ -1,5 +1,6 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def run_sweep(
     Raises CityoptError: no dataset, no such device, other settings than the study began with, another process at work
     on it, or a trial that failed for a reason that would fail every other.
     """
+    began = time.monotonic()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_objective(config.search.metric, config.model)
     check_dataset_exists(choose_root(data, config.data.root))
@@ -102,6 +104,7 @@ def run_sweep(
                     observer=observer,
                     parent=parent,
                 )
+                coordinator.budget.begun = began
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)
                 with drawing_data(parent, prepared.root, anchors, describe, observer) as stop_drawing:
                     coordinator.run()

@@ -20,9 +20,7 @@ def clock():
 
 
 def make_budget(clock, **search):
-    budget = Budget(SearchConfig(**search), clock)
-    budget.begin()
-    return budget
+    return Budget(SearchConfig(**search), clock)
 
 
 def run_trial(budget, clock, number, seconds, *, is_complete=True, is_best=False):

@@ -1,6 +1,7 @@
 """The leaderboard: states, reasons, order and the JSON document, from hand-made trials."""
 
 import json
+import os
 import time
 
 import optuna
@@ -9,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from small_studies import DECAY, DEPTH, FACTS, RATE, make_config
 
 from cityopt.errors import StoreError
-from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, SWEEP, describe_trials, find_best_reported, read_status
+from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials, find_best_reported, read_status
 from cityopt.search.study import lock_study, open_storage, open_study
 
 NAN = float("nan")
@@ -129,8 +130,8 @@ def test_budget_tells_what_is_left_when_there_are_limits(tmp_path):
     add(study, TrialState.COMPLETE, 0.3, (0.3,), {"state": "complete", "reason": "", "seconds": 1800.0})
     add(study, TrialState.FAIL, None, (), {"state": "failed", "reason": "crash", "seconds": 900.0})
     add(study, TrialState.COMPLETE, 0.2, (0.2,), {"state": "complete", "seconds": 1800.0}, **{RETRY_OF: 1})
-    study.set_user_attr(SWEEP, {"begun": time.time() - 1800})
     with lock_study(tmp_path, "small"):
+        os.utime(tmp_path / "locks" / "small.lock", (time.time() - 1800,) * 2)  # it began half an hour ago
         found = read_status(tmp_path, "small").to_json()["budget"]
     assert found["hours"] == pytest.approx(0.5, abs=0.01) and found["hours_left"] == pytest.approx(1.5, abs=0.01)
     assert (found["device_hours"], found["device_hours_left"]) == (1.25, 0.0)
