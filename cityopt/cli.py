@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
+    studies.plan,
     studies.sweep,
     studies.promote,
     studies.crossval,

@@ -73,6 +73,42 @@ def sweep(
     raise SystemExit(summary.exit_code)
 
 
+def plan(
+    study: StudyOption,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the sweep.")] = None,
+    settings: SetOption = None,
+    name: NameOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    workers_per_device: PerDeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a sweep will cost in time, memory and disk, before it is begun.
+
+    Example: cityopt plan --study maskrcnn --trials 40
+    """
+    from cityopt.report.tables import print_forecast
+    from cityopt.report.terminal import open_observer
+    from cityopt.search.measurement import run_plan
+
+    config = load(study, settings, name, seed, {"search.trials": trials})
+    console = open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        found = run_plan(
+            config,
+            store=store,
+            data=data,
+            device=device,
+            observer=observer,
+            workers=workers,
+            per_device=workers_per_device,
+        )
+    show(as_json, found.to_json(), lambda: print_forecast(console, found))
+
+
 def promote(
     study: StudyOption,
     data: DataOption = None,

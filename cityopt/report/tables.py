@@ -11,6 +11,7 @@ from rich.table import Table
 from cityopt.dimension import Scalar
 
 if TYPE_CHECKING:
+    from cityopt.search.forecast import Forecast, Range
     from cityopt.search.promote import Promotion
     from cityopt.search.status import Spending, StudyStatus, TrialStatus
     from cityopt.training.prediction_folder import PredictSummary
@@ -117,6 +118,31 @@ def print_promotion(console: Console, promotion: "Promotion") -> None:
             console.print(f"{row.images}: {row.note}", highlight=False, soft_wrap=True, markup=False)
     said = f"{promotion.model} (version {promotion.version}): {promotion.reason}"
     console.print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_forecast(console: Console, forecast: "Forecast") -> None:
+    """Print what a sweep will cost."""
+
+    def tell(found: "Range") -> str:
+        return f"{format_seconds(found.likely)} ({format_seconds(found.low)} to {format_seconds(found.high)})"
+
+    where = f"{forecast.workers} worker(s) on {forecast.device}, {forecast.threads} threads each"
+    table = Table(title=escape(f"{forecast.study}: {forecast.trials} trials, {where}"), title_justify="left")
+    for heading in ("what", "how much"):
+        table.add_column(heading)
+    promotion = "not known: a stage has another model" if forecast.promotion_s is None else ""
+    rows = {
+        "an epoch of trial 0": format_seconds(forecast.epoch_s),
+        f"a trial of {forecast.epochs} epochs, not pruned": tell(forecast.trial_s),
+        "the sweep": tell(forecast.sweep_s),
+        "training in all": tell(forecast.device_s),
+        "the promotion": promotion or f"about {format_seconds(forecast.promotion_s)}",
+        "memory of a worker": f"{forecast.memory_gib:.2f} GiB",
+        "disk": f"{forecast.disk_gib:.2f} GiB of checkpoints",
+    }
+    for what, how_much in rows.items():
+        table.add_row(what, how_much)
+    console.print(table)
 
 
 def print_anchors(console: Console, report: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command_line import read_curves, read_runs, read_trials, run
+from command_line import STUDY, read_curves, read_runs, read_trials, run, run_here
 from optuna.trial import TrialState
 
 from cityopt.runtime import derive_seed
@@ -46,6 +46,20 @@ def test_look_at_the_data_is_on_the_parent_run(stories, name):
     assert all(mlflow.fetch_artifact(parent, f"data/{file}") for file in summary["files"])
     facts = json.loads(mlflow.fetch_artifact(parent, "anchors.json").read_text())
     assert summary["anchors"]["sizes"] == facts["sizes"] and summary["splits"]["train"]["images"] > 10
+
+
+def test_plan_tells_what_the_calm_study_cost(stories):
+    """Of its times a test cannot tell on a busy machine: they are compared where nothing else runs."""
+    calm = stories("calm")
+    answer = run_here("plan", "--study", STUDY, "--store", calm.store, "--device", "cpu", "--json")
+    assert answer.code == 0, answer
+    found = json.loads(answer.output)
+    assert (found["study"], found["trials"], found["workers"], found["epochs"]) == ("tiny", 5, 1, 4)
+    for key in ("trial_s", "sweep_s", "device_s"):
+        assert 0 < found[key]["low"] <= found[key]["likely"] <= found[key]["high"]
+    needed = max(value for *_, value in read_curves(calm.store, "trial-0000")["system/rss_gib"])
+    assert 0.75 * needed < found["memory_gib"] < 1.25 * needed
+    assert not list(calm.store.glob(".plan-*"))
 
 
 @pytest.mark.parametrize("name", DISTURBED)

@@ -27,6 +27,8 @@ class Job:
     folder: Path
     token: str
     config: RunConfig
+    measures_costs: bool = False
+    """Only measure what the run would cost (`training/measurement.py`), which is then the result of the job."""
 
 
 @dataclass(frozen=True, slots=True)

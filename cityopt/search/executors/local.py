@@ -76,7 +76,7 @@ class LocalExecutor(Executor):
         begin_attempt(job.folder, job.token, worker.pid, read_start_time(worker.pid))
         worker.send(
             {
-                "type": "run",
+                "type": "measure" if job.measures_costs else "run",
                 "run_id": job.run_id,
                 "folder": str(job.folder),
                 "token": job.token,

@@ -1,7 +1,7 @@
 """The worker process: takes runs from a pipe, trains them, reports, and dies with its coordinator.
 
 Started by `local.py` as `python -m cityopt.search.executors.worker FD DEVICE`. It imports neither optuna nor mlflow.
-Messages are JSON, one per packet. In: `run`, `answer`. Out: `ready`, `progress`, `epoch`, `ended`.
+Messages are JSON, one per packet. In: `run`, `measure`, `answer`. Out: `ready`, `progress`, `epoch`, `ended`.
 """
 
 import faulthandler
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,7 +79,8 @@ class Session:
         _log_into(folder / "log.txt")
         self._answers = queue.Queue()
         try:
-            ending = self._train(run_id, folder, message)
+            work = self._measure if message["type"] == "measure" else self._train
+            ending = work(run_id, folder, message)
         except Exception as error:
             traceback.print_exc()
             ending = _describe_failure(error, self._device)
@@ -93,17 +95,27 @@ class Session:
             self._send({"type": "epoch", "run_id": run_id, "epoch": epoch, "metrics": metrics})
             return self._answers.get()
 
-        def on_progress(progress: Any) -> None:
-            self._send({"type": "progress", "run_id": run_id, "progress": asdict(progress)})
-
-        config = RunConfig.model_validate(message["config"])
+        config, pass_on = self._read_config(message), self._pass_on(run_id)
         if config.devices > 1 and not self._in_team:
             with Team(config.devices, config.threads) as team:
-                return team.train(message, on_epoch, lambda progress: on_progress(Progress(**progress)))
-        config = RunConfig.model_validate({**message["config"], "device": self._device or config.device})
+                return team.train(message, on_epoch, lambda progress: pass_on(Progress(**progress)))
         tracker = RunFolder(folder, message["token"])
-        result = run_training(config, tracker, on_epoch, on_progress=on_progress)
+        result = run_training(config, tracker, on_epoch, on_progress=pass_on)
         return {"outcome": result.outcome, "result": json.loads(json.dumps(asdict(result), default=str))}
+
+    def _measure(self, run_id: str, folder: Path, message: dict[str, Any]) -> dict[str, Any]:
+        from cityopt.training.measurement import measure_costs
+
+        costs = measure_costs(self._read_config(message), on_progress=self._pass_on(run_id))
+        return {"outcome": "complete", "result": asdict(costs)}
+
+    def _read_config(self, message: dict[str, Any]) -> RunConfig:
+        """Return the run to train, on this worker's device; a rank finds its own."""
+        config = message["config"]
+        return RunConfig.model_validate(config if self._in_team else {**config, "device": self._device})
+
+    def _pass_on(self, run_id: str) -> Callable[[Any], None]:
+        return lambda progress: self._send({"type": "progress", "run_id": run_id, "progress": asdict(progress)})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -113,12 +125,12 @@ class Session:
 
 
 def _describe_failure(error: Exception, device: str) -> dict[str, Any]:
-    """Tell the reasons of a failed trial apart."""
+    """Tell the reasons of a failed trial apart; `device` is empty in a rank, whose memory is not measured."""
     reasons = {DataError: "data", ConfigError: "config", WeightsError: "config", StoreError: "disk"}
     known = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "crash")
     reason = error.reason if isinstance(error, TrainingError) else known
     text = str(error) if isinstance(error, CityoptError) else f"{type(error).__name__}: {error}"
-    if reason != "oom":
+    if reason != "oom" or not device:
         return {"outcome": "failed", "reason": reason, "message": text}
     peak_gib = measure_peak_gib(device)
     text = f"{text} (peak {peak_gib:.2f} GiB)"
@@ -126,12 +138,11 @@ def _describe_failure(error: Exception, device: str) -> dict[str, Any]:
 
 
 def _measure_left_gib(device: str) -> float:
-    """Return the memory that a finished run has left behind on a GPU."""
+    """Return the memory that a finished run has left behind on a GPU; a rank, which has no device, ends anyway."""
+    if not device or (place := resolve_device(device)).type != "cuda":
+        return 0.0
     import torch
 
-    place = resolve_device(device)
-    if place.type != "cuda":
-        return 0.0
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(place) / GIB
