@@ -18,6 +18,7 @@ ROWS = [
     *("help", "cached-input", "cached-sample", "train-step", "train-step-torchvision"),
     *("unet-step", "unet-input", "unet-labels", "unet-bfloat16"),
     *("coordinator-trial-5", "coordinator-trial-10", "coordinator-growth"),
+    *("coordinator-workers-4", "coordinator-workers-8"),
     *("validation-memory", "validation-memory-masks", "evaluate-memory"),
     *("semantic-confusion", "semantic-confusion-noise", "coco-segm", "coco-evaluator"),
     *("cityscapes-ap", "cityscapes-ap-growth", "point-rend", "paste", "paste-memory"),

@@ -27,6 +27,7 @@ from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_store import MlflowStore
 
 EPOCHS = 5
+WORKERS = (4, 8)
 WARM_UP = 2
 """Trials of each turn that are not measured."""
 SWEEP = Path(__file__).parents[2] / "sweeps" / "maskrcnn.yaml"
@@ -51,7 +52,20 @@ def bench_coordinator(*, quick: bool) -> list[Row]:
         rows.append(Row(f"coordinator-trial-{number}", median(study.ours), median(study.peer), unit, bound))
     unit = f"{rows[1].name} in ms; peer: {rows[0].name}, block by block in turns"
     rows.append(Row("coordinator-growth", rows[1].ours, rows[0].ours, unit, Bound("ratio", "<=", 1.3)))
-    return rows
+    return rows + [_bench_workers(num_slots, quick=quick) for num_slots in WORKERS]
+
+
+def _bench_workers(num_slots: int, *, quick: bool) -> Row:
+    """Measure blocks of a young study with several workers, whose trials end at about the same moments."""
+    num_blocks, block = (1, 2 * num_slots) if quick else (5, 5 * num_slots)
+    with tempfile.TemporaryDirectory() as folder:
+        study = Studies(Path(folder) / "study", num_slots)
+        for _ in range(num_blocks):
+            study.measure(block)
+    unit = f"ms per trial of {EPOCHS} epochs on {num_slots} workers, in blocks of {block}; peer: Optuna's TPE alone"
+    return Row(
+        f"coordinator-workers-{num_slots}", median(study.ours), median(study.peer), unit, Bound("ours", "<=", 150)
+    )
 
 
 class Studies:
@@ -60,9 +74,9 @@ class Studies:
     `ours` and `peer` hold milliseconds per trial, one number a block.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_slots: int = 1) -> None:
         folder.mkdir()
-        self.folder = folder
+        self.folder, self._num_slots = folder, num_slots
         self.ours: list[float] = []
         self.peer: list[float] = []
         self._num_trials = 0
@@ -93,21 +107,21 @@ class Studies:
             self._run_peer_trial()
 
     def _advance(self, num_trials: int) -> float:
-        """Run a coordinator for some trials; return its milliseconds per trial from the second to the last one.
+        """Run a coordinator for some trials; return its milliseconds per trial, from when each slot has had one on.
 
         The clock stops when MLflow has all that came before.
         """
         self._num_trials += num_trials
         config = configure(self._num_trials)
         study, facts = open_study(open_storage(self.folder), config, self._facts)
-        mlflow, moments = MlflowStore(self.folder), [0.0, 0.0]
+        mlflow, moments = MlflowStore(self.folder), list[tuple[float, int]]()
         with open_parent(mlflow, config, facts, Observer()) as (parent, shipper):
 
-            def before_job(num_ended: int) -> None:
-                if num_ended == num_trials - 1:
+            def before_job(num_begun: int, num_ended: int) -> None:
+                if num_begun == num_trials - 1:
                     assert shipper.drain(60)
-                if num_ended in (1, num_trials - 1):
-                    moments[num_ended > 1] = time.perf_counter()
+                if num_begun == num_trials - 1 or (num_ended >= self._num_slots and not moments):
+                    moments.append((time.perf_counter(), num_ended))
 
             coordinator = Coordinator(
                 store=self.folder,
@@ -115,14 +129,15 @@ class Studies:
                 config=config,
                 facts=facts,
                 device="cpu",
-                executor=NullExecutor(before_job),
+                executor=NullExecutor(before_job, self._num_slots),
                 mlflow=mlflow,
                 shipper=shipper,
                 observer=Observer(),
                 parent=parent,
             )
             coordinator.run()
-        return 1000 * (moments[1] - moments[0]) / (num_trials - WARM_UP)
+        (begin, num_before), (end, num_after) = moments[0], moments[-1]
+        return 1000 * (end - begin) / max(num_after - num_before, 1)
 
     def _run_peer_trial(self) -> None:
         trial = self._peer_study.ask()

@@ -17,42 +17,49 @@ METRICS = [f"val/{name}" for name in metric_names()]
 
 
 class NullExecutor(Executor):
-    """One slot; `before_job` is called with the number of jobs that ended before each is taken.
+    """Slots that take turns; `before_job` is called before each job with how many began and how many ended.
 
     A job runs all its epochs whatever it is told, so that each trial costs the same number of reports.
     """
 
-    def __init__(self, before_job: Callable[[int], None]) -> None:
-        self._before_job = before_job
-        self._tracker: RunFolder | None = None
-        self._events: deque[Event] = deque()
-        self.num_ended = 0
+    def __init__(self, before_job: Callable[[int, int], None], num_slots: int = 1) -> None:
+        self._before_job, self._num_slots = before_job, num_slots
+        self._trackers: dict[str, RunFolder] = {}
+        self._events: dict[str, deque[Event]] = {}
+        self.num_begun = self.num_ended = 0
 
     def start(self) -> None:
         """Have nothing to warm up."""
 
     @property
     def num_free(self) -> int:
-        """One, until the job has ended."""
-        return 0 if self._events else 1
+        """Slots whose job has ended."""
+        return self._num_slots - len(self._events)
 
     def submit(self, job: Job) -> None:
         """Prepare all that the job will report."""
-        self._before_job(self.num_ended)
+        self._before_job(self.num_begun, self.num_ended)
+        self.num_begun += 1
         begin_attempt(job.folder, job.token)
-        self._tracker = RunFolder(job.folder, job.token)
-        self._tracker.log_params({"learning_rate": job.config.training.learning_rate, "seed": job.config.seed})
+        tracker = self._trackers[job.run_id] = RunFolder(job.folder, job.token)
+        tracker.log_params({"learning_rate": job.config.training.learning_rate, "seed": job.config.seed})
+        events = self._events[job.run_id] = deque[Event]()
         for epoch in range(1, job.config.training.epochs + 1):
-            self._events.append(EpochDone(job.run_id, epoch, invent_metrics(job.config.training.learning_rate, epoch)))
-        self._events.append(JobEnded(job.run_id, "complete", result={"seconds": 0.0}))
+            events.append(EpochDone(job.run_id, epoch, invent_metrics(job.config.training.learning_rate, epoch)))
+        events.append(JobEnded(job.run_id, "complete", result={"seconds": 0.0}))
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Return the next epoch, recorded in the run's folder first, or the end."""
-        event = self._events.popleft()
-        if isinstance(event, EpochDone) and self._tracker is not None:
-            self._tracker.log_metrics(event.metrics, step=event.epoch)
-        self.num_ended += isinstance(event, JobEnded)
-        return [event]
+        """Return each job's next epoch, recorded in the run's folder first, or its end."""
+        return [self._take(run_id) for run_id in list(self._events)]
+
+    def _take(self, run_id: str) -> Event:
+        event = self._events[run_id].popleft()
+        if isinstance(event, EpochDone):
+            self._trackers[run_id].log_metrics(event.metrics, step=event.epoch)
+        else:
+            del self._events[run_id], self._trackers[run_id]
+            self.num_ended += 1
+        return event
 
     def answer(self, run_id: str, answer: Answer) -> None:
         """Go on, whatever the answer."""
@@ -61,7 +68,7 @@ class NullExecutor(Executor):
         """Know of no other worker."""
 
     def close(self) -> None:
-        """Forget the job."""
+        """Forget the jobs."""
         self._events.clear()
 
 
