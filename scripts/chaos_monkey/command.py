@@ -66,7 +66,7 @@ def disturb(lives: Lives, num_kills: int, rng: random.Random) -> tuple[int, Coun
                 _check_end(lives, await_end(pid), how)
             finished |= {t.number: t for t in read_trials(lives.store) if t.state.is_finished()}
             pid = lives.begin(trials)
-        elif workers:
+        elif workers and lives.may_kill_worker():
             os.kill(rng.choice(workers), how)
         else:
             continue

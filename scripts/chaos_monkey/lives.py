@@ -60,6 +60,7 @@ class Lives:
     def __init__(self, store: Path, *, workers: int) -> None:
         self.store, self.workers = store, workers
         store.mkdir(parents=True)
+        self._num_records = self._cold_kills = 0
         self.marker = store / "reconciled"
         """There once a life has finished what earlier ones left half done."""
         self._python = store / "python"
@@ -99,6 +100,13 @@ class Lives:
             workers=self.workers,
         )
         return found.exit_code
+
+    def may_kill_worker(self) -> bool:
+        """Say whether a worker may be killed: by design a sweep stops when three in a row die before they are ready."""
+        records = sum(path.read_bytes().count(b"\n") for path in self.store.glob("runs/*/metrics.jsonl"))
+        self._cold_kills = self._cold_kills + 1 if records == self._num_records else 1
+        self._num_records = records
+        return self._cold_kills <= 2
 
     def wait_for_moment(self, pid: int, delay_s: float, *, after_begin: bool) -> bool:
         """Wait for a random moment of a life, maybe after its first trial began; False when it ended meanwhile."""

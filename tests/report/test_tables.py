@@ -10,18 +10,21 @@ from rich.console import Console
 from cityopt.report.tables import (
     format_seconds,
     format_settings,
+    format_spending,
     format_value,
     print_anchors,
     print_check,
     print_conversion,
+    print_forecast,
     print_leaderboard,
     print_prediction,
     print_promotion,
     print_statistics,
 )
 from cityopt.search.comparison import Comparison
+from cityopt.search.forecast import Forecast, Range
 from cityopt.search.promote import Promotion
-from cityopt.search.status import StudyStatus, TrialStatus
+from cityopt.search.status import Spending, StudyStatus, TrialStatus
 from cityopt.training.prediction_folder import PredictSummary
 
 
@@ -104,6 +107,30 @@ def test_failures_are_told_in_words_however_many_trials_rank_before_them(console
 def test_leaderboard_says_so_when_there_is_no_trial(console):
     print_leaderboard(console, StudyStatus("small", "val/ap", "maximize", None, []))
     assert "no trial yet" in lines(console)[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ((None, None, None), "trained for 2:00 h, 3 trials left"),
+        ((8.0, None, 4.0), "trained for 2:00 h of 8:00 h, 3 trials left"),
+        ((None, 0.5, 4.0), "trained for 2:00 h, 3 trials left, at work for 30:00 min of 4:00 h"),
+    ],
+)
+def test_spending_names_the_limits_that_there_are(limits, said):
+    max_device_hours, hours, max_hours = limits
+    assert format_spending(Spending(2.0, max_device_hours, hours, max_hours, 3)) == said
+
+
+def test_forecast_shows_ranges_and_what_it_does_not_know(console):
+    spans = {"trial_s": Range(45, 60, 75), "sweep_s": Range(60, 120, 600), "device_s": Range(60, 240, 1200)}
+    found = Forecast("small", 4, 2, 1, "cuda:0", 12, 5.0, **spans, memory_gib=3.25, disk_gib=1.5, promotion_s=None)
+    print_forecast(console, found)
+    text = "\n".join(lines(console))
+    assert "small: 4 trials, 2 worker(s) on cuda:0, 1 threads each" in text
+    assert "2:00 min (1:00 min to 10:00 min)" in text and "3.25 GiB" in text and "a stage has another model" in text
+    print_forecast(console, replace(found, promotion_s=90.0))
+    assert "about 1:30 min" in "\n".join(lines(console))
 
 
 def make_promotion(metric="val/ap", **changes):

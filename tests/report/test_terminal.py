@@ -1,12 +1,14 @@
 """A sweep in a terminal: plain lines without one, bars with one, and the same news in both."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from cityopt.report.terminal import LiveObserver, PlainObserver, open_observer
+from cityopt.report.terminal import LiveObserver, PlainObserver, open_observer, watch_leaderboard
 from cityopt.search.observer import Observer, Standing
+from cityopt.search.status import StudyStatus, TrialStatus
 
 PROGRESS = {
     "phase": "train",
@@ -130,3 +132,32 @@ def test_square_brackets_are_printed_as_they_are(kind):
         observer.end_run("trial-0000", "failed", None, "nan", is_best=False)
     text = console.file.getvalue()
     assert all(part in text for part in ("store /data/[bold]/x[/y]", "reading [v1]", "/data/[red]/a.pt"))
+
+
+def play_statuses(*numbers):
+    """Return what reads a study with so many trials, one after the other, until somebody presses Ctrl-C."""
+    trials = [TrialStatus(number, "complete", None, 0.1, {}, None, 1.0) for number in range(99)]
+    statuses = iter([StudyStatus("small", "val/ap", "maximize", trials[0], trials[:number]) for number in numbers])
+
+    def read():
+        if (status := next(statuses, None)) is None:
+            raise KeyboardInterrupt
+        return status
+
+    return read
+
+
+def test_watch_prints_each_change_once_when_there_is_no_terminal():
+    console = Console(file=io.StringIO(), width=100)
+    watch_leaderboard(console, play_statuses(1, 1, 2, 2), interval_s=0)
+    text = console.file.getvalue()
+    assert (text.count("small: 1 complete"), text.count("small: 2 complete")) == (1, 1)
+
+
+def test_watch_shows_as_much_as_fits_when_there_is_a_terminal():
+    console = Console(file=io.StringIO(), width=100, height=20, force_terminal=True)
+    watch_leaderboard(console, play_statuses(3, 60), interval_s=0)
+    text = console.file.getvalue()
+    assert "\x1b[?1049h" in text and "\x1b[?1049l" in text  # a screen of its own, given back at the end
+    last = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text.rpartition("small: 60 complete")[2])
+    assert "and 48 more" in last and last.count("\n") < 20
