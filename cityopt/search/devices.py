@@ -6,7 +6,7 @@ Stands between `promote.py` and the plan of its trainings; the rules for a batch
 from dataclasses import replace
 
 from cityopt.errors import ConfigError
-from cityopt.runtime import resolve_device
+from cityopt.runtime import count_gpus, resolve_device
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage
 from cityopt.settings import replace_section
@@ -31,7 +31,7 @@ def count_devices(text: str, device: str) -> int:
     if is_named:
         return 1
     on_cuda = resolve_device(device).type == "cuda"
-    num_gpus = _count_gpus() if on_cuda else 0
+    num_gpus = count_gpus() if on_cuda else 0
     if text == "auto":
         return max(1, num_gpus)
     if on_cuda and int(text) > num_gpus:
@@ -57,9 +57,3 @@ def share_out(plan: tuple[PlannedStage, ...], devices: int, observer: Observer) 
         )
         shared.append(replace(stage, run=run))
     return tuple(shared)
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -20,7 +20,7 @@ METRIC = "val/coco/segm/ap"
 EPOCH_S = 0.05
 
 
-class Session(worker._Session):
+class Session(worker.Session):
     """The real worker's side of the pipe, around a training of sleep."""
 
     def serve(self) -> None:

@@ -43,7 +43,7 @@ def gpus(monkeypatch):
     """Return a function that makes it look as if there were so many GPUs."""
 
     def set_number(number):
-        monkeypatch.setattr(devices, "_count_gpus", lambda: number)
+        monkeypatch.setattr(devices, "count_gpus", lambda: number)
         place = torch.device("cuda", 0) if number else torch.device("cpu")
         monkeypatch.setattr(devices, "resolve_device", lambda text: torch.device("cpu") if text == "cpu" else place)
 
