@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cityopt.config import StudyConfig
@@ -24,6 +23,7 @@ from cityopt.search.attempts import ATTEMPTS, FIRST_ATTEMPT, MAX_STALLED
 from cityopt.search.executors import local
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.preparation import PreparedStudy
+from cityopt.search.study import open_storage
 from cityopt.settings import validate
 
 NAME = "chaos"
@@ -140,7 +140,7 @@ class _Python:
 
 def read_trials(store: Path) -> list[FrozenTrial]:
     """Return the trials as Optuna has them; none where no life got that far."""
-    storage = RDBStorage(f"sqlite:///{store / 'optuna.db'}")
+    storage = open_storage(store)  # which lets one process at a time make the tables
     names = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=NAME, storage=storage).get_trials() if NAME in names else []
 
