@@ -22,6 +22,7 @@ for verb in (
     studies.plan,
     studies.sweep,
     studies.promote,
+    studies.trust,
     studies.crossval,
     models.evaluate,
     studies.status,

@@ -246,8 +246,9 @@ class RunConfig(Section):
 
     study: str
     name: str
-    """`trial-0007`, `promotion-0001`, `promotion-0001-pretrain`, `crossval-0001-fold-2`."""
-    kind: Literal["trial", "promotion", "stage", "fold", "final", "conversion"]
+    """`trial-0007`, `finalists-0001-trial-0007-seed-2`, `promotion-0001`, `promotion-0001-pretrain`,
+    `crossval-0001-fold-2`."""
+    kind: Literal["trial", "finalist", "promotion", "stage", "fold", "final", "conversion"]
     """`stage`: before a promotion's last one. `conversion`: its checkpoint was made from another framework's."""
     seed: int
     threads: PositiveInt

@@ -69,9 +69,26 @@ class StageConfig(Section):
         return {**{key: value for key, value in own.items() if value is not None}, **self.overrides}
 
 
-class PromotionConfig(Section):
-    """Full training of the winner: what differs from a trial."""
+Rescaling = Literal["weight_decay", "learning_rate"]
+"""Rules for settings that more data or epochs change (search/rescaling.py)."""
 
+
+class PromotionConfig(Section):
+    """Full training of the winner: who may win, and what differs from a trial."""
+
+    finalists: Annotated[int, Field(strict=True, ge=1)] = 3
+    """This many of the best trials, and trial 0, retrain on more images before one is promoted. With `finalists: 1` and
+    `seeds: 1` the best trial is promoted as it is."""
+    seeds: Annotated[int, Field(strict=True, ge=1)] = 3
+    """Trainings of each finalist, which differ in their seed."""
+    subset_factor: Annotated[float, Field(ge=1)] = 3.0
+    """Finalists train on this many times the trials' images, those among them; on all outside the holdout if it has
+    fewer."""
+    finalist_epochs: Annotated[int, Field(strict=True, ge=1)] | None = None
+    """Epochs of a finalist; null takes the trials'."""
+    rescale: tuple[Rescaling, ...] = ()
+    """Rules by which each finalist gets a rival, where they change anything; none by default, since they come from
+    other networks than these."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys and values that replace the trial's, such as `training.epochs: 24`."""
     stages: tuple[StageConfig, ...] = ()
@@ -79,7 +96,7 @@ class PromotionConfig(Section):
     skip: tuple[str, ...] = ()
     """Names of stages that are left out."""
 
-    @field_validator("stages", "skip", mode="before")
+    @field_validator("stages", "skip", "rescale", mode="before")
     @classmethod
     def _read_null(cls, value: Any) -> Any:
         return () if value is None else value
@@ -104,6 +121,11 @@ class PromotionConfig(Section):
         if names and not self.trained:
             raise ValueError("`skip` must leave a stage. Set `promotion.stages` to null to train in one go")
         return self
+
+    @property
+    def has_finalists(self) -> bool:
+        """Say whether finalists train at all."""
+        return self.finalists > 1 or self.seeds > 1
 
     @property
     def trained(self) -> tuple[StageConfig, ...]:

@@ -111,6 +111,13 @@ def plan(
 
 def promote(
     study: StudyOption,
+    finalists: Annotated[
+        int | None, typer.Option("--finalists", min=1, help="Best trials that compete with trial 0; else the study's.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Trainings of each finalist; else the study's.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Finalists' trainings at once.")] = 1,
     data: DataOption = None,
     store: StoreOption = STORE,
     settings: SetOption = None,
@@ -120,30 +127,49 @@ def promote(
         str, typer.Option("--devices", help="Train on N devices at once, or on all GPUs: auto. They share each batch.")
     ] = "1",
 ) -> None:
-    """Train the best trial of a study in full, evaluate it on val and register it.
+    """Let the best trials compete, train the winner in full, evaluate it on val and register it.
 
-    Example: cityopt promote --study demo
+    Example: cityopt promote --study demo --finalists 2 --seeds 2
     """
+    from cityopt.report.finalist_table import print_trust
     from cityopt.report.publish import publish_report
     from cityopt.report.tables import print_promotion
     from cityopt.report.terminal import open_observer
     from cityopt.search.promote import run_promotion
     from cityopt.study_file import name_study, parse_setting
 
+    options = {"promotion.finalists": finalists, "promotion.seeds": seeds}
+    given = {key: value for key, value in options.items() if value is not None}
     console = open_console()
     with open_observer(console) as observer:
         promotion = run_promotion(
             name_study(study, name),
             store=store,
             data=data,
-            settings=dict(map(parse_setting, settings or ())),
+            settings={**dict(map(parse_setting, settings or ())), **given},
             device=device,
             devices=devices,
             observer=observer,
+            workers=workers,
         )
+    if promotion.finalists is not None:
+        print_trust(console, promotion.finalists)
     print_promotion(console, promotion)
     said = publish_report(promotion.store, promotion.study)
     console.print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def trust(study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False) -> None:
+    """Say whether a study's subset ranks settings as more data does, from the finalists of its promotion.
+
+    Example: cityopt trust --study demo --json
+    """
+    from cityopt.report.finalist_table import print_trust
+    from cityopt.search.finalist_result import read_last_finalists
+    from cityopt.study_file import name_study
+
+    found = read_last_finalists(store, name_study(study, name))
+    show(as_json, found.to_json(), lambda: print_trust(open_console(), found))
 
 
 def crossval(

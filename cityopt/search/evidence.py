@@ -4,8 +4,8 @@ Pure numbers, for `finalists.py`. Seeds of all finalists share one variance, est
 three seeds each, a variance of one's own would be worth nothing. A mean's interval is then Student's, of `LEVEL`, with
 as many degrees of freedom as there are seeds beyond the first of each finalist; its worse end is the bound that the
 winner has the best of. A finalist ties with the leader when that same t says nothing about their difference (no
-correction for several comparisons). A tie goes to a cheaper one, if it costs `CHEAPER` of the leader's time or less:
-times are measured, and smaller differences come and go with the machine.
+correction for several comparisons). A tie goes to a cheaper one: to the cheapest whose typical time is `CHEAPER` of the
+leader's least time, or less. Times are measured beside other work, and smaller differences come and go with it.
 
 Source: Student's t with a pooled variance, as in Fisher's protected comparisons after an analysis of variance.
 """
@@ -17,6 +17,14 @@ from dataclasses import dataclass
 LEVEL = 0.95
 """Of two-sided intervals."""
 CHEAPER = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a training takes, in seconds, by its fastest epoch and by the median of its epochs."""
+
+    least: float
+    typical: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Decision:
     """Chance of means as far apart as these if all finalists were equal; None where it cannot be known."""
 
 
-def decide(scores: Sequence[Sequence[float]], costs: Sequence[float], direction: str) -> Decision:
+def decide(scores: Sequence[Sequence[float]], costs: Sequence[Cost], direction: str) -> Decision:
     """Return the winner among finalists, each given with its seeds' scores (one or more) and the cost of a training.
 
     Of equal bounds the earlier one leads. Raises ValueError: no finalist, or one without a score.
@@ -65,8 +73,8 @@ def decide(scores: Sequence[Sequence[float]], costs: Sequence[float], direction:
         for place, it in enumerate(intervals)
         if noise is not None and place != leader and _is_tie(it, intervals[leader], margin)
     )
-    cheap = [place for place in tied if costs[place] <= CHEAPER * costs[leader] and costs[place] > 0]
-    winner = min(cheap, key=lambda place: (costs[place], -bounds[place], place)) if cheap else leader
+    cheap = [place for place in tied if 0 < costs[place].typical <= CHEAPER * costs[leader].least]
+    winner = min(cheap, key=lambda place: (costs[place].typical, -bounds[place], place)) if cheap else leader
     return Decision(winner, leader, tied, intervals, noise, *_measure_spread(scores, noise, freedom))
 
 

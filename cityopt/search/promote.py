@@ -1,14 +1,15 @@
-"""Promotion: the best trial's settings -> full training, in one go or in stages -> all of val -> the registry.
+"""Promotion: the winner's settings -> full training, in one go or in stages -> all of val -> the registry.
 
-The promoted model trains on every training image, the trials' holdout included, for a fixed schedule whose last
-epoch counts: val judges it once and chooses nothing. So that the result says what full training brought, the
-trial's own checkpoint is judged on val beside it. A promotion that was killed goes on from the last epoch of the stage
-that it was in. Its own run is the last stage's; those before have runs of their own, which a later promotion takes over
-where it would train the same.
+Which trial wins, finalists decide, who retrain with several seeds on more images (`finalists.py`); without them it is
+the best one. The promoted model trains on every training image, the trials' holdout included, for a fixed schedule
+whose last epoch counts: val judges it once and chooses nothing. So that the result says what full training brought,
+the trial's own checkpoint is judged on val beside it. A promotion that was killed goes on from the last epoch of the
+stage that it was in. Its own run is the last stage's; those before have runs of their own, which a later promotion
+takes over where it would train the same.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
 from cityopt.search.devices import count_devices, share_out
 from cityopt.search.facts import StudyFacts
+from cityopt.search.finalist_result import Finalists
+from cityopt.search.finalists import run_finalists
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
 from cityopt.search.preparation import open_root
@@ -57,6 +60,8 @@ class Promotion:
     version: int
     reason: str
     store: Path
+    finalists: Finalists | None = None
+    """Who competed for being promoted; None where the best trial is promoted as it is."""
 
 
 def run_promotion(
@@ -68,10 +73,12 @@ def run_promotion(
     device: str,
     observer: Observer,
     devices: str = "1",
+    workers: int = 1,
 ) -> Promotion:
-    """Train a study's best complete trial in full, or go on with that, judge it on val and register it.
+    """Let finalists compete, train the winner in full, or go on with that, judge it on val and register it.
 
-    `devices`, a number or `auto`, train together; it may change from one call to the next.
+    `workers` finalists train at once. For the winner `devices`, a number or `auto`, train together; it may change from
+    one call to the next.
 
     Raises ConfigError (a setting that a promotion does not heed, or devices that do not divide the batch), StoreError
     (no such study, another process at work on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError,
@@ -86,22 +93,31 @@ def run_promotion(
     with lock_study(folder, name, "promotion"), naming_interrupts():
         storage = open_storage(folder)
         study, config, facts = load_stored_study(storage, name)
-        winner = pick_winner(study, config)
+        best = pick_winner(study, config)
         refuse_other_settings(storage, config, hash_files(config))
         config = replace_settings(config, how)
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
-        plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
+        plan = plan_promotion(config, facts, best, settings, root=root, device=device, store=folder)
         plan = share_out(plan, num_devices, observer)
         if config.promotion.stages:
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
+        winner, finalists = best, None
+        if config.promotion.has_finalists:
+            finalists = run_finalists(
+                study, config, facts, root=root, device=device, workers=workers, mlflow=mlflow, observer=observer
+            )
+            winner = take_winner(finalists, describe_trials(study, live=False), folder)
+            plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
+            plan = share_out(plan, num_devices, observer)
         with (
             open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
             training = SingleTraining(folder, executor, shipper, observer)
-            return Promoter(folder, study, config, facts, mlflow, training, observer).promote(plan, winner)
+            found = Promoter(folder, study, config, facts, mlflow, training, observer).promote(plan, winner)
+            return replace(found, finalists=finalists)
 
 
 def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
@@ -114,6 +130,16 @@ def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
         )
     pick = max if config.search.direction == "maximize" else min
     return pick(complete, key=lambda trial: trial.value or 0.0)
+
+
+def take_winner(found: Finalists, trials: Sequence[TrialStatus], store: Path) -> TrialStatus:
+    """Return the trial that won, with the settings that won.
+
+    Its run is the trial's, if that has a checkpoint to compare the promoted model with, else the finalist's first.
+    """
+    trial = trials[found.winner.trial]
+    own = trial.run_id and (run_folder(store, trial.run_id) / BEST).is_file()
+    return replace(trial, params=found.winner.settings, run_id=trial.run_id if own else found.winner.runs[0])
 
 
 class Promoter:

@@ -26,6 +26,9 @@ from cityopt.tracking.run_folder import LAST, RunFolder, Status, read_attempt, r
 OnEnd = Callable[[str, RunConfig, Mapping[str, Any]], None]
 """Called with a run's id, its config and what its training brought (the fields of `TrainingResult`)."""
 
+OnFailure = Callable[[str, RunConfig, str, str], bool]
+"""Called with a run's id, its config, a reason and a message; says whether the other runs go on without it."""
+
 
 class RunFailedError(TrainingError):
     """One of several trainings failed."""
@@ -94,16 +97,19 @@ class SingleTraining:
         self.train_several([(run_id, run)], lambda _id, _run, result: found.append(result))
         return float(found[0]["seconds"])
 
-    def train_several(self, runs: Iterable[tuple[str, RunConfig]], on_end: OnEnd) -> None:
+    def train_several(
+        self, runs: Iterable[tuple[str, RunConfig]], on_end: OnEnd, on_failure: OnFailure = lambda *_: False
+    ) -> None:
         """Train runs, given with their ids, as many side by side as there are workers.
 
-        `runs` is asked for the next one when a worker is free for it. Raises as `train`, of the first that fails.
+        `runs` is asked for the next one when a worker is free for it. Raises as `train`, of the first that fails,
+        unless `on_failure` lets the others go on.
         """
         waiting, running = iter(runs), dict[str, _Running]()
         with self.interrupt:
             while self._fill_slots(waiting, running):
                 for event in self.executor.poll(0.2):
-                    self._handle(event, running, on_end)
+                    self._handle(event, running, on_end, on_failure)
                 if self.interrupt.is_set:
                     raise StoppedError(STOPPED)
 
@@ -128,7 +134,7 @@ class SingleTraining:
             raise RunFailedError(run_id, "crash", message)
         self.executor.submit(Job(run_id, folder, uuid.uuid4().hex, its.run))
 
-    def _handle(self, event: Event, running: dict[str, _Running], on_end: OnEnd) -> None:
+    def _handle(self, event: Event, running: dict[str, _Running], on_end: OnEnd, on_failure: OnFailure) -> None:
         if not isinstance(event, Progressed | EpochDone | JobEnded) or event.run_id not in running:
             return
         run = running[event.run_id].run
@@ -142,6 +148,9 @@ class SingleTraining:
             self.observer.say(f"{run.name}: {event.message}; it is tried again from its last epoch.")
             self._submit(event.run_id, running[event.run_id])
         elif event.outcome == "failed":
+            if on_failure(event.run_id, run, event.reason, event.message):
+                del running[event.run_id]
+                return
             raise RunFailedError(event.run_id, event.reason, f"{run.name}: {event.message}")
         else:
             del running[event.run_id]

@@ -74,15 +74,17 @@ class Trust:
         }  # fmt: skip
 
 
-def judge_ranking(points: Sequence[Point], decision: Decision, direction: str) -> Trust:
+def judge_ranking(points: Sequence[Point], decision: Decision, direction: str, *, grown: bool = True) -> Trust:
     """Return the verdict on the subset's ranking.
 
-    `points` are the finalists whose trials are complete; `decision` is that over all finalists.
+    `points` are the finalists whose trials are complete; `decision` is that over all finalists. Where the finalists'
+    images have not `grown`, since there are no more, the verdict is on what other seeds make of the same images.
     """
     sign = 1.0 if direction == "maximize" else -1.0
     means = [sign * point.mean for point in points]
     ranks = check_ranks([sign * point.subset_score for point in points], means)
     verdict, sentence = _find_verdict(points, decision, ranks, _rises(points, means, sign, ranks))
+    sentence += "" if grown else " They had the trials' own images, so this speaks of seeds, not of more data."
     return Trust(verdict, sentence, tuple(points), ranks, decision.noise, decision.spread, decision.spread_p)
 
 

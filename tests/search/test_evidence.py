@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cityopt.search.evidence import CHEAPER, decide, find_t, pool_deviation
+from cityopt.search.evidence import CHEAPER, Cost, decide, find_t, pool_deviation
 
-COST = 100.0
+COST = Cost(95.0, 100.0)
 
 
 def draw(random, truths, noise, seeds):
@@ -63,14 +63,14 @@ def test_planted_twins_tie_and_a_worse_third_does_not():
     assert ties / 400 > 0.92 and false_ties == 0
 
 
-@pytest.mark.parametrize(("cost", "winner"), [(COST * CHEAPER, 1), (COST * 0.9, 0)])
+@pytest.mark.parametrize(("cost", "winner"), [(Cost(1.0, 95.0 * CHEAPER), 1), (Cost(1.0, 95.0 * CHEAPER + 1), 0)])
 def test_tie_goes_to_the_cheaper_when_it_is_clearly_cheaper(cost, winner):
     found = decide([[0.30, 0.32], [0.29, 0.31]], [COST, cost], "maximize")
     assert (found.leader, found.tied, found.winner) == (0, (1,), winner)
 
 
 def test_cheaper_loses_when_it_does_not_tie():
-    found = decide([[0.30, 0.31], [0.10, 0.11]], [COST, 1.0], "maximize")
+    found = decide([[0.30, 0.31], [0.10, 0.11]], [COST, Cost(1.0, 1.0)], "maximize")
     assert (found.winner, found.tied) == (0, ())
 
 
@@ -84,7 +84,7 @@ def test_fewer_seeds_weigh_against_a_finalist_of_the_same_mean():
 
 
 def test_one_seed_each_has_no_interval_and_the_best_score_wins():
-    found = decide([[0.2], [0.3]], [COST, 1.0], "maximize")
+    found = decide([[0.2], [0.3]], [COST, Cost(1.0, 1.0)], "maximize")
     assert (found.winner, found.tied, found.noise, found.spread_p) == (1, (), None, None)
     assert found.intervals[1].low is None
     assert pool_deviation([[0.2], [0.3]]) == (None, 0)

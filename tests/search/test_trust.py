@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cityopt.search.evidence import decide
+from cityopt.search.evidence import Cost, decide
 from cityopt.search.trust import Point, judge_ranking
 
 SUBSET = (0.21, 0.20, 0.18, 0.15, 0.12)
@@ -16,7 +16,7 @@ def judge(subset=SUBSET, seeds=SEEDS, halves=None, direction="maximize"):
         Point(number, score, half, float(np.mean(values)))
         for number, (score, half, values) in enumerate(zip(subset, halves, seeds, strict=True))
     ]
-    return judge_ranking(points, decide(seeds, [1.0] * len(seeds), direction), direction)
+    return judge_ranking(points, decide(seeds, [Cost(1.0, 1.0)] * len(seeds), direction), direction)
 
 
 def test_ranking_that_holds_is_believed_and_a_shuffled_one_is_not():
@@ -40,7 +40,7 @@ def test_more_epochs_are_advised_when_the_ranking_came_nearer_with_them():
 def test_few_points_are_called_too_few_however_well_they_agree(count):
     seeds = SEEDS[:count] or SEEDS[:1]
     points = [Point(n, SUBSET[n], None, float(np.mean(SEEDS[n]))) for n in range(count)]
-    found = judge_ranking(points, decide(seeds, [1.0] * len(seeds), "maximize"), "maximize")
+    found = judge_ranking(points, decide(seeds, [Cost(1.0, 1.0)] * len(seeds), "maximize"), "maximize")
     assert found.verdict == "too few points" and f"{count} finalist" in found.sentence
 
 
@@ -54,6 +54,12 @@ def test_seeds_are_wanted_when_they_are_one_each_or_drown_the_differences():
     noisy = ([0.40, 0.20], [0.37, 0.22], [0.33, 0.35], [0.30, 0.24], [0.25, 0.36])
     found = judge(seeds=noisy)
     assert found.verdict == "add seeds" and "may be chance" in found.sentence and found.spread_p > 0.05
+
+
+def test_verdict_says_so_when_no_more_images_were_left():
+    points = judge().points
+    found = judge_ranking(points, decide(SEEDS, [Cost(1.0, 1.0)] * 5, "maximize"), "maximize", grown=False)
+    assert found.verdict == "believe" and found.sentence.endswith("speaks of seeds, not of more data.")
 
 
 def test_numbers_are_plain_data():
