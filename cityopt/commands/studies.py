@@ -118,6 +118,7 @@ def promote(
         int | None, typer.Option("--seeds", min=1, help="Trainings of each finalist; else the study's.")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Finalists' trainings at once.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the paired test says.")] = False,
     data: DataOption = None,
     store: StoreOption = STORE,
     settings: SetOption = None,
@@ -151,6 +152,7 @@ def promote(
             devices=devices,
             observer=observer,
             workers=workers,
+            force=force,
         )
     if promotion.finalists is not None:
         print_trust(console, promotion.finalists)

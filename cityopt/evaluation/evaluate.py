@@ -114,6 +114,15 @@ def _score_maps(
     }
 
 
+def map_images(
+    model: SemanticModel, cache: ImageCache, indices: Sequence[int], *, device: torch.device, batch_size: int
+) -> Iterator[tuple[int, Prediction | SemanticMap, dict[str, float]]]:
+    """Yield index, map and losses of cached images; a loss is that which the model trains with."""
+    with _evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            yield from _judge_maps(model, cache, indices[start : start + batch_size], device)
+
+
 def predict_images(
     model: SegmentationModel,
     cache: ImageCache,

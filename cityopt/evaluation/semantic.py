@@ -108,6 +108,18 @@ class SemanticEvaluator:
         counted = (values >= 1000) & (_SIZES_PX[labels] > 0)
         self._add_instances(labels[counted], table[counted])
 
+    @property
+    def sums(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What all scores follow from: pixels `(L, L)` and weighted pixels of instances `(4, L)`."""
+        return self.confusion, self._weighted
+
+    @classmethod
+    def from_sums(cls, confusion: NDArray[np.int64], weighted: NDArray[np.float64]) -> "SemanticEvaluator":
+        """Return the evaluator of all classes that has seen images with these `sums`."""
+        found = cls()
+        found.confusion, found._weighted = confusion, weighted
+        return found
+
     def merge(self, other: "SemanticEvaluator") -> None:
         """Add what another evaluator of the same classes has seen, such as another rank's.
 

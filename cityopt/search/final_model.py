@@ -79,6 +79,7 @@ def train_final(
             value=next((r.metrics[metric] for r in reversed(records) if metric in r.metrics), None),
             origin=origin,
             tags={**tags, **_choose(official)},
+            observer=training.observer,
         )
     training.complete(run_id, Status("complete", message=str(found), seconds=seconds))
     return FinalModel(run.name, run_id, run.last_epoch, official, str(found))

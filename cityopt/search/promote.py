@@ -74,11 +74,12 @@ def run_promotion(
     observer: Observer,
     devices: str = "1",
     workers: int = 1,
+    force: bool = False,
 ) -> Promotion:
     """Let finalists compete, train the winner in full, or go on with that, judge it on val and register it.
 
     `workers` finalists train at once. For the winner `devices`, a number or `auto`, train together; it may change from
-    one call to the next.
+    one call to the next. `force` makes the model the champion whatever the registry's gate says.
 
     Raises ConfigError (a setting that a promotion does not heed, or devices that do not divide the batch), StoreError
     (no such study, another process at work on it), StudyError (no complete trial), StoppedError (Ctrl-C), DataError,
@@ -116,8 +117,8 @@ def run_promotion(
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
             training = SingleTraining(folder, executor, shipper, observer)
-            found = Promoter(folder, study, config, facts, mlflow, training, observer).promote(plan, winner)
-            return replace(found, finalists=finalists)
+            parts = (folder, study, config, facts, mlflow, training, observer)
+            return Promoter(*parts, finalists=finalists, force=force).promote(plan, winner)
 
 
 def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
@@ -154,9 +155,13 @@ class Promoter:
         mlflow: MlflowStore,
         training: SingleTraining,
         observer: Observer,
+        *,
+        finalists: Finalists | None = None,
+        force: bool = False,
     ) -> None:
         self.store, self.study, self.config, self.facts = store, study, config, facts
         self.mlflow, self.training, self.observer = mlflow, training, observer
+        self.finalists, self.force = finalists, force
 
     def promote(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> Promotion:
         """Train, judge, register, in steps that may each be repeated after a kill."""
@@ -178,8 +183,10 @@ class Promoter:
                 metric=metric,
                 direction=direction,
                 value=comparisons[0].promoted,
-                origin=f"Trial {winner.number} of study {run.study}, trained in full{_name_stages(plan)}.",
+                origin=self._describe_origin(plan, winner),
                 tags={"cityopt.trial": winner.number},
+                observer=self.observer,
+                force=self.force,
             )
         status = Status("complete", message=str(found), seconds=seconds)
         self.training.complete(run_id, status)
@@ -194,7 +201,12 @@ class Promoter:
             version=found.version,
             reason=found.reason,
             store=self.store,
+            finalists=self.finalists,
         )
+
+    def _describe_origin(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> str:
+        why = f" {self.finalists.name}: {self.finalists.reason}" if self.finalists else ""
+        return f"Trial {winner.number} of study {self.config.name}, trained in full{_name_stages(plan)}.{why}"
 
     def _open_run(self, plan: tuple[PlannedStage, ...], winner: TrialStatus) -> tuple[RunConfig, str]:
         """Return the promotion that was begun with this very plan and not ended, or a new one."""
@@ -210,6 +222,9 @@ class Promoter:
             self._end_superseded(last)
         run = replace_section(run, name=f"promotion-{len(known) + 1:04d}")
         tags = {"cityopt.trial": winner.number, "cityopt.trial_run": winner.run_id}
+        if self.finalists is not None:
+            rescaled = "; ".join(self.finalists.winner.rescaled) or "nothing"
+            tags |= {"cityopt.finalists": self.finalists.name, "cityopt.rescaled": rescaled}
         run_id = self._create_run(run, tags | ({"cityopt.stage": plan[-1].name} if plan[-1].name else {}))
         stages = [{"name": stage.name, "config": stage.run.model_dump(mode="json")} for stage in plan[:-1]]
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}

@@ -1,11 +1,20 @@
-"""A trained model's way into the registry: champion if there is none or it beats the present one on the same ground."""
+"""A trained model's way into the registry: champion if there is none or it beats the present one on the same ground.
 
-from collections.abc import Mapping
+To beat it takes more than a higher score: `gate.py` tests the lead image by image. The verdict, what it stands on and
+what speaks against either model's origin are the version's description; `--force` overrides the verdict, and stays on
+record beside it.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cityopt.config import RunConfig
+from cityopt.errors import StoreError
+from cityopt.search.gate import Contest, describe_origins, hold_contest
+from cityopt.search.observer import Observer
+from cityopt.store import run_folder
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
     CHAMPION,
@@ -15,6 +24,7 @@ from cityopt.tracking.mlflow_registry import (
     set_alias,
 )
 from cityopt.tracking.mlflow_store import MlflowStore
+from cityopt.tracking.run_folder import PARAMS, read_json
 
 _SAME_GROUND = ("fingerprint", "split", "size", "metric")
 
@@ -43,13 +53,21 @@ def register_result(
     value: float | None,
     origin: str,
     tags: Mapping[str, Any],
+    observer: Observer,
+    force: bool = False,
 ) -> Registered:
     """Register the checkpoint of a run that was judged on its validation set, and give it its alias.
 
     `value` is the model's `metric` there, None where nothing is to be found; `origin` a sentence that says what was
-    trained. Repeating it after a kill registers the same version.
+    trained. `force` makes it the champion whatever the gate says. Repeating it after a kill registers the same version.
+
+    Raises DataError: the dataset is missing, or is no longer the one that the model was trained on.
     """
     from cityopt.training.checkpoint import load_model
+    from cityopt.training.dataset import check_fingerprint, survey_dataset
+
+    assert run.data.root is not None
+    check_fingerprint(survey_dataset(run.data.root, Path(run.cache)), run.fingerprint)
 
     ground = {
         "metric": metric,
@@ -60,7 +78,17 @@ def register_result(
         "run_id": run_id,
     }
     all_tags = {f"cityopt.{key}": fact for key, fact in ground.items() if fact is not None} | dict(tags)
-    alias, reason = judge_challenger(find_champion(mlflow, run.study), all_tags, direction)
+    champion = find_champion(mlflow, run.study)
+
+    def contest() -> Contest:
+        assert champion is not None
+        return hold_contest(mlflow, run, checkpoint, champion, metric, observer)
+
+    alias, reason = judge_challenger(champion, all_tags, direction, contest)
+    if force and alias != CHAMPION:
+        alias, reason = CHAMPION, f"forced, where the gate said {alias}: {reason}"
+        all_tags["cityopt.forced"] = True
+    remarks = _name_origins(mlflow, run_id, champion)
     version = register_model(
         mlflow,
         run.study,
@@ -68,14 +96,24 @@ def register_result(
         checkpoint=checkpoint,
         run_id=run_id,
         tags=all_tags,
-        description=f"{origin} {alias}: {reason}.",
+        description=" ".join([f"{origin} {alias}: {reason}.", *remarks]),
     )
     set_alias(mlflow, run.study, alias, version.version)
+    for remark in remarks:
+        observer.say(f"Note: {remark}")
     return Registered(f"models:/{version.name}@{alias}", version.version, reason)
 
 
-def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], direction: str) -> tuple[str, str]:
-    """Return the alias of a new version, and why. A champion is beaten on the same data, split, size and metric."""
+def judge_challenger(
+    champion: ModelVersion | None,
+    tags: Mapping[str, Any],
+    direction: str,
+    contest: Callable[[], Contest] | None = None,
+) -> tuple[str, str]:
+    """Return the alias of a new version, and why. A champion is beaten on the same data, split, size and metric.
+
+    A better value has to stand the `contest`, which is held for no other; without one it is taken as it is.
+    """
     if champion is None:
         return CHAMPION, "there was no champion"
     if champion.run_id == tags["cityopt.run_id"]:
@@ -94,8 +132,22 @@ def judge_challenger(champion: ModelVersion | None, tags: Mapping[str, Any], dir
     old_value, new_value = float(champion.tags["cityopt.value"]), float(tags["cityopt.value"])
     better = new_value > old_value if direction == "maximize" else new_value < old_value
     verdict = f"{tags['cityopt.metric']} {new_value:.4f} against {old_value:.4f} of version {champion.version}"
-    return (
-        (CHAMPION, f"it beats the champion, {verdict}")
-        if better
-        else (CHALLENGER, f"no better than the champion, {verdict}")
-    )
+    if not better:
+        return CHALLENGER, f"no better than the champion, {verdict}"
+    if contest is None:
+        return CHAMPION, f"it beats the champion, {verdict}"
+    try:
+        found = contest()
+    except StoreError as error:
+        return CHALLENGER, f"no contest with the champion (version {champion.version}) could be held: {error}"
+    if found.is_won(direction):
+        return CHAMPION, f"it beats the champion (version {champion.version}): {found}"
+    return CHALLENGER, f"its lead on the champion (version {champion.version}) may be chance: {found}"
+
+
+def _name_origins(mlflow: MlflowStore, run_id: str, champion: ModelVersion | None) -> list[str]:
+    """Return sentences about what speaks against the origin of a model, or of the champion it meets."""
+    mine = read_json(run_folder(mlflow.store, run_id) / PARAMS) or {}  # MLflow may not have them yet
+    theirs = {} if champion is None or champion.run_id == run_id else mlflow.read_params(champion.run_id)
+    found = describe_origins({key: str(value) for key, value in mine.items()}, theirs)
+    return [f"{text[0].upper()}{text[1:]}." for text in found]

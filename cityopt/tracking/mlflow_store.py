@@ -188,6 +188,14 @@ class MlflowStore:
                 tags=[RunTag(name, text) for name, text in labels.items()],
             )
 
+    def read_params(self, run_id: str) -> dict[str, str]:
+        """Return the params of a run as MLflow has them; none of one that is gone."""
+        try:
+            with translate_errors(f"read the run {run_id}"):
+                return dict(self.client.get_run(run_id).data.params)
+        except RefusedError:
+            return {}
+
     def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
         """Name a dataset as input of a run: its name, a digest (36 characters are kept) and where it lies."""
         import_mlflow()

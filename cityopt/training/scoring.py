@@ -4,18 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cityopt.config import RunConfig
 from cityopt.data.cache import ImageCache
 from cityopt.data.cityscapes import OnCount
-from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model
+from cityopt.evaluation.evaluate import choose_batch_size, evaluate_model, map_images, predict_images
+from cityopt.evaluation.image_scores import ImageScores, InstanceScores, SemanticScores
 from cityopt.image_set import ImageSet
+from cityopt.models.masks import Prediction, SemanticMap
 from cityopt.models.segmentation_model import SegmentationModel
+from cityopt.models.semantic_model import SemanticModel
 from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.checkpoint import load_model
-from cityopt.training.dataset import open_images, pick_facts, survey_dataset
+from cityopt.training.dataset import check_fingerprint, open_images, pick_facts, survey_dataset
 from cityopt.training.samples import ImageScore, write_gallery
 
 
@@ -39,6 +43,30 @@ def score_checkpoint(
         )
 
 
+def judge_images(
+    checkpoint: Path, config: RunConfig, image_set: ImageSet, *, on_count: OnCount | None = None
+) -> ImageScores:
+    """Judge a checkpoint image by image, for a paired test with another one. Raises DataError, WeightsError."""
+    with _open_scored(checkpoint, config, image_set, on_count) as (model, cache, device):
+        some, batch_size = range(len(cache)), choose_batch_size(config.data.size)
+        if isinstance(model, SemanticModel):
+            maps = SemanticScores()
+            for index, found, losses in map_images(model, cache, some, device=device, batch_size=batch_size):
+                assert isinstance(found, SemanticMap)
+                total = {"total": sum(losses.values())}
+                maps.add(cache.names[index], np.asarray(cache.instances[index]), found.label_ids, losses | total)
+                if on_count:
+                    on_count(index + 1, len(cache))
+            return maps
+        scores = InstanceScores()
+        for index, prediction in predict_images(model, cache, some, device=device, batch_size=batch_size):
+            assert isinstance(prediction, Prediction)
+            scores.add(cache.names[index], np.asarray(cache.instances[index]), prediction)
+            if on_count:
+                on_count(index + 1, len(cache))
+        return scores
+
+
 def draw_checkpoint(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, tracker: Tracker, *, on_count: OnCount | None = None
 ) -> list[ImageScore]:
@@ -59,6 +87,7 @@ def _open_scored(
     device = resolve_device(config.device)
     set_threads(config.threads)
     survey = survey_dataset(config.data.root, Path(config.cache))
+    check_fingerprint(survey, config.fingerprint)
     cache = open_images(survey, pick_facts(survey, image_set), config, on_count)
     model = load_model(checkpoint)[0].to(device)
     with repeatable(device):
