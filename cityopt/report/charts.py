@@ -34,6 +34,8 @@ class Mark:
     x_px: float
     y: float | None
     tip: str
+    span: tuple[float, float] | None = None
+    """Ends of an interval around `y`."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,17 @@ def draw_scatter(marks: Sequence[Mark], x_axis: Axis, *, x_label: str, y_label: 
     if all(mark.y is None for mark in marks):
         y_label = ""  # without scores an axis of them would be made up
     floor = height - _BOTTOM - (_STRIP_PX if has_strip else 0)
-    y_axis = fit_axis([mark.y for mark in marks if mark.y is not None], floor, _TOP)
+    ends = [end for mark in marks for end in mark.span or ()]
+    y_axis = fit_axis([*(mark.y for mark in marks if mark.y is not None), *ends], floor, _TOP)
     parts = [_draw_frame(x_axis, y_axis, width, height, x_label=x_label, y_label=y_label, num_x=4)]
     if has_strip:
         parts.append(_draw_strip(width, floor))
     for mark in sorted(marks, key=lambda mark: _ORDER.index(mark.kind)):
         y_px = floor + _STRIP_PX / 2 + 2 if mark.y is None else y_axis.place(mark.y)
+        if mark.span:
+            low, high = (number(y_axis.place(end)) for end in mark.span)
+            x = number(mark.x_px)
+            parts.append(void("line", class_="span", x1=x, x2=x, y1=low, y2=high))
         parts.append(_draw_mark(mark, y_px))
     return _draw_svg(width, height, title, parts)
 

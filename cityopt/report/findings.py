@@ -17,6 +17,7 @@ from cityopt.config import StudyConfig
 from cityopt.report.importance import Importance, measure_importance
 from cityopt.report.trainings import CrossvalRecord, StageRecord, read_last_crossval, read_stages
 from cityopt.search.facts import StudyFacts
+from cityopt.search.finalist_result import Finalists, find_decided
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import StudyStatus, TrialStatus, build_status
 from cityopt.search.study import is_swept, load_stored_study, open_storage
@@ -90,6 +91,7 @@ class Findings:
     facts: StudyFacts
     trials: tuple[TrialRecord, ...]
     promotion: PromotionRecord | None
+    finalists: Finalists | None
     crossval: CrossvalRecord | None
     importance: Importance
     environment: Mapping[str, Any]
@@ -151,6 +153,7 @@ def read_findings(store: Path, name: str) -> Findings:
         facts=facts,
         trials=trials,
         promotion=_read_promotion(store, study.user_attrs.get(PROMOTIONS, [])),
+        finalists=find_decided(store, study, config),
         crossval=read_last_crossval(store, study.user_attrs, config.search.metric, config.search.direction),
         importance=measure_importance(status.trials, config.search.space, config.search.direction),
         environment=_read_environment(trials),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cityopt.report.confusion import write_confusion
 from cityopt.report.document import write_document
+from cityopt.report.evidence import write_evidence
 from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, tag
 from cityopt.report.origin import write_anchors, write_command, write_dataset, write_environment
@@ -30,6 +31,7 @@ PARTS = (
     Part("settings", "Which settings mattered?", lambda findings: _write_settings(findings)),
     Part("curves", "How did the trials learn?", write_curves),
     Part("outcomes", "Where did the time go, and what failed?", lambda findings: _write_time(findings)),
+    Part("evidence", "Why this one?", write_evidence),
     Part("promotion", "What did full training bring?", write_promotion),
     Part("folds", "How much does the score depend on the images?", lambda findings: _write_folds(findings)),
     Part("classes", "What does the model find, class by class?", lambda findings: _write_quality(findings)),

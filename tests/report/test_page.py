@@ -176,7 +176,12 @@ def test_page_makes_sense_in_every_state_of_a_study(tmp_path, name):
     page = read(tmp_path, fates)
     text = "".join(section.text for section in page.sections.values())
     assert headline in page.sections["header"].text and also in text
-    assert set(page.sections) == {"header", *(part.name for part in PARTS)} - {"promotion", "folds", "confusion"}
+    assert set(page.sections) == {"header", *(part.name for part in PARTS)} - {
+        "evidence",
+        "promotion",
+        "folds",
+        "confusion",
+    }
     for _, attributes in page.elements:
         for key in ("d", "x", "y", "cx", "cy", "style", "width"):
             assert not re.search(r"nan|inf|None", attributes.get(key) or "")
