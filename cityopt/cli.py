@@ -25,6 +25,7 @@ for verb in (
     studies.trust,
     studies.crossval,
     models.evaluate,
+    models.compare,
     studies.status,
     studies.stop,
     studies.retry,

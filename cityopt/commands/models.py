@@ -65,6 +65,47 @@ def evaluate(
         raise found.problem
 
 
+def compare(
+    model_a: Annotated[str, typer.Argument(help="A model, as `cityopt evaluate --model` takes it.")],
+    model_b: Annotated[str, typer.Argument(help="The model to compare it with.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Dataset root, or `synthetic`; else that of the first model."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write a page with pictures to.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first N images by name: to try it, not to report it.")
+    ] = None,
+    device: DeviceOption = "auto",
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models on the same images: differences with intervals, and the images on which each wins.
+
+    Example: cityopt compare models:/cityopt-demo@champion models:/cityopt-demo@challenger --out compare.html
+    """
+    from cityopt.report.comparison_page import print_comparison, write_comparison
+    from cityopt.report.terminal import open_observer
+    from cityopt.store import place_store
+    from cityopt.training.model_comparison import run_comparison
+
+    console = open_console(quiet=as_json)
+    with open_observer(console) as observer:
+        found = run_comparison(
+            (model_a, model_b),
+            store=place_store(store),
+            data=data,
+            split=split,
+            limit=limit,
+            device=device,
+            on_progress=observer.show_preparation,
+        )
+    show(as_json, found.to_json(), lambda: print_comparison(console, found))
+    if out is not None:
+        console.print(write_comparison(found, out), highlight=False, soft_wrap=True, markup=False)
+
+
 def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Pictures, and folders that are searched for them.")],
     model: Annotated[

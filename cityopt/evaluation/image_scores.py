@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cityopt.evaluation.coco_ap import CLASS_SUMMARIES, KINDS, SUMMARIES, CocoEvaluator, describe_results
-from cityopt.evaluation.semantic import SemanticEvaluator, metric_names
+from cityopt.evaluation import semantic
+from cityopt.evaluation.coco_ap import KINDS, SUMMARIES, CocoEvaluator, describe_results, metric_names
+from cityopt.evaluation.semantic import SemanticEvaluator
 from cityopt.labels import THING_NAMES
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Rows = NDArray[np.int64]
 _Place = tuple[int, tuple[float, ...], int]
 """Class from 1, area, image from 1."""
-Score = Callable[[Rows], float]
-"""Takes indices of images, some of them several times, and returns the score of these; NaN where nothing is to find."""
+Score = Callable[[Rows], tuple[float, ...]]
+"""Takes indices of images, some of them several times, and returns their scores; NaN where nothing is to find."""
 AREAS_PX = ((0.0, 1e10), (0.0, 1024.0), (1024.0, 9216.0), (9216.0, 1e10))
 """COCO's areas: all, small, medium, large."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -42,10 +43,10 @@ class ImageScores(ABC):
         """Of the images, in the order in which they were added."""
 
     @abstractmethod
-    def prepare(self, metric: str) -> Score:
-        """Return what scores choices of images by a metric, given without its split: `coco/segm/ap`.
+    def prepare(self, metrics: Sequence[str]) -> Score:
+        """Return what scores choices of images by metrics, given without their split: `coco/segm/ap`.
 
-        Raises KeyError: images are not judged by this metric.
+        Raises KeyError: images are not judged by one of them.
         """
 
 
@@ -72,27 +73,32 @@ class InstanceScores(ImageScores):
             results += describe_results(prediction, number, kind)
         self._matches = {}
 
-    def prepare(self, metric: str) -> Score:
-        """Return what scores choices of images. Raises KeyError: no metric of `coco_ap.metric_names`."""
-        _, kind, summary, *rest = metric.split("/")
-        if kind not in KINDS or summary not in SUMMARIES or (rest and summary not in CLASS_SUMMARIES):
-            raise KeyError(metric)
-        thresholds, area = SUMMARIES[summary]
-        classes = range(len(self.class_names)) if not rest else [self.class_names.index(rest[-1])]
-        found = self._match(kind)
-        count = len(self.names)
-        tables = [
-            _tabulate([found.get((number + 1, AREAS_PX[area], image)) for image in range(1, count + 1)])
-            for number in classes
-        ]
-        picked = [table.pick(np.atleast_1d(np.arange(10)[thresholds])) for table in tables]
+    def prepare(self, metrics: Sequence[str]) -> Score:
+        """Return what scores choices of images. Raises KeyError: one is no metric of `coco_ap.metric_names`."""
+        if unknown := set(metrics) - set(metric_names(self.class_names)):
+            raise KeyError(min(unknown))
+        places = [self._place(metric) for metric in metrics]
+        tables = {place: self._tabulate(*place) for place in dict.fromkeys(place for some in places for place in some)}
 
-        def score(rows: Rows) -> float:
+        def score(rows: Rows) -> tuple[float, ...]:
             counts = np.bincount(rows, minlength=len(self.names))
-            values = [value for table in picked if not math.isnan(value := table.score(counts))]
-            return float(np.mean(values)) if values else math.nan
+            found = {place: table.score(counts) for place, table in tables.items()}
+            return tuple(_average([found[place] for place in some]) for some in places)
 
         return score
+
+    def _place(self, metric: str) -> list[tuple[str, str, int]]:
+        """Return the tables that a metric is the mean of: kind, summary and class from 1."""
+        _, kind, summary, *rest = metric.split("/")
+        labels = [rest[-1]] if rest else self.class_names
+        return [(kind, summary, self.class_names.index(label) + 1) for label in labels]
+
+    def _tabulate(self, kind: str, summary: str, class_index: int) -> "_Table":
+        thresholds, area = SUMMARIES[summary]
+        found = self._match(kind)
+        images = range(1, len(self.names) + 1)
+        table = _tabulate([found.get((class_index, AREAS_PX[area], image)) for image in images])
+        return table.pick(np.atleast_1d(np.arange(10)[thresholds]))
 
     def _match(self, kind: str) -> dict[_Place, dict[str, Any]]:
         """Return hotcoco's matches by class, area and image."""
@@ -126,21 +132,25 @@ class SemanticScores(ImageScores):
         self._sums.append(evaluator.sums)
         self._losses.append(losses or {})
 
-    def prepare(self, metric: str) -> Score:
-        """Return what scores choices of images. Raises KeyError: no semantic metric, and no loss that was added."""
-        kind, _, name = metric.partition("/")
-        if kind == "loss":
-            losses = np.array([found[name] for found in self._losses])
-            return lambda rows: float(losses[rows].mean())
-        if metric not in metric_names():
-            raise KeyError(metric)
-        confusions, weighted = (np.stack(parts) for parts in zip(*self._sums, strict=True))
+    def prepare(self, metrics: Sequence[str]) -> Score:
+        """Return what scores choices of images. Raises KeyError: one is neither a semantic metric nor an added loss."""
+        losses = {
+            metric: np.array([found[metric.removeprefix("loss/")] for found in self._losses])
+            for metric in metrics
+            if metric.startswith("loss/")
+        }
+        others = [metric for metric in metrics if metric not in losses]
+        if unknown := set(others) - set(semantic.metric_names()):
+            raise KeyError(min(unknown))
+        confusions, weighted = (np.stack(parts) for parts in zip(*self._sums, strict=True)) if others else (None, None)
 
-        def score(rows: Rows) -> float:
-            counts = np.bincount(rows, minlength=len(self.names))
-            return SemanticEvaluator.from_sums(
-                np.tensordot(counts, confusions, 1), np.tensordot(counts, weighted, 1)
-            ).summarize()[metric]
+        def score(rows: Rows) -> tuple[float, ...]:
+            found = {metric: float(values[rows].mean()) for metric, values in losses.items()}
+            if confusions is not None and weighted is not None:
+                counts = np.bincount(rows, minlength=len(self.names))
+                sums = np.tensordot(counts, confusions, 1), np.tensordot(counts, weighted, 1)
+                found |= SemanticEvaluator.from_sums(*sums).summarize()
+            return tuple(found[metric] for metric in metrics)
 
         return score
 
@@ -195,3 +205,9 @@ def _tabulate(found: Sequence[Mapping[str, Any] | None]) -> _Table:
     )
     rows = np.array(images, np.int64)[order]
     return _Table(rows, is_matched & ~is_ignored, ~is_matched & ~is_ignored, objects)
+
+
+def _average(values: Sequence[float]) -> float:
+    """Return the mean of what is known; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -33,7 +33,7 @@ def write_evidence(findings: Findings) -> Markup | None:
 
 
 def _write_table(found: Finalists) -> Markup:
-    headings = ("finalist", "on the subset", "mean", f"{LEVEL:.0%} interval".replace("%", " %"), "seeds", "a training")
+    headings = ("finalist", "on the subset", "mean", f"{LEVEL:.0%} interval".replace("%", " %"), "seeds", "device time")
     sign = -1.0 if found.direction == "maximize" else 1.0
     rows = []
     for it in sorted(found.entrants, key=lambda it: sign * found.interval_of(it).mean):

@@ -33,7 +33,7 @@ def print_trust(console: Console, found: "Finalists") -> None:
 def build_finalist_table(found: "Finalists") -> Table:
     """Lay out a row per finalist, the best mean first; the winner is bold."""
     table = Table(title=f"{found.name}: {found.metric}, {found.note}", title_justify="left", title_style="bold")
-    for heading in ("finalist", "subset", "mean", f"{LEVEL:.0%} interval", "seeds", "a training", "settings"):
+    for heading in ("finalist", "subset", "mean", f"{LEVEL:.0%} interval", "seeds", "device time", "settings"):
         table.add_column(heading, justify="left" if heading in ("finalist", "settings") else "right", overflow="fold")
     sign = -1.0 if found.direction == "maximize" else 1.0
     for it in sorted(found.entrants, key=lambda it: sign * found.interval_of(it).mean):

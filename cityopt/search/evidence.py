@@ -21,7 +21,7 @@ CHEAPER = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a training takes, in seconds, by its fastest epoch and by the median of its epochs."""
+    """Seconds for which a training keeps its device busy, by its fastest epoch and by the median of its epochs."""
 
     least: float
     typical: float

@@ -171,7 +171,7 @@ def explain_winner(found: Finalists) -> str:
     bound = f"{score}, {LEVEL:.0%} interval {it.low:.4f} to {it.high:.4f} of {it.num_seeds} seeds"
     if place != decision.leader:
         share = winner.cost.typical / leader.cost.typical
-        return f"{winner.name}{recipe} wins: it ties with {leader.name} and costs {share:.0%} of its time ({bound})."
+        return f"{winner.name}{recipe} wins: it ties with {leader.name} in {share:.0%} of its device time ({bound})."
     ties = [found.entrants[tied].name for tied in decision.tied]
     end = (
         f"; the seeds do not tell it from {', '.join(ties)}, none of which costs {1 - CHEAPER:.0%} less" if ties else ""
@@ -215,7 +215,7 @@ def _read_finalist(
             failures.append(f"{status.reason}: {status.message}" if status else "unfinished")
             continue
         scores.append(pick_epoch(records, metric, direction)[1][metric])
-        epochs += [record.metrics["system/epoch_s"] for record in records if "system/epoch_s" in record.metrics]
+        epochs += [measure_epoch(record.metrics) for record in records if "system/epoch_s" in record.metrics]
     return Finalist(
         name=candidate["name"],
         trial=candidate["trial"],
@@ -227,6 +227,12 @@ def _read_finalist(
         cost=_measure_cost(epochs, len(runs)),
         failure=failures[0] if failures else "",
     )
+
+
+def measure_epoch(metrics: Mapping[str, float]) -> float:
+    """Return the seconds for which an epoch kept its device busy: on a CPU, beside other work, the clock says more."""
+    share = 1.0 if "system/gpu_memory_gib" in metrics else metrics.get("system/cpu_share", 1.0)
+    return metrics["system/epoch_s"] * share
 
 
 def _measure_cost(epochs_s: Sequence[float], num_runs: int) -> Cost:

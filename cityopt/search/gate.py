@@ -13,6 +13,7 @@ import numpy as np
 
 from cityopt.config import RunConfig
 from cityopt.errors import StoreError
+from cityopt.evaluation.image_scores import Rows
 from cityopt.evaluation.paired import CONFIDENCE, DRAWS, PairedDifference, compare_scores
 from cityopt.search.observer import Observer
 from cityopt.tracking.mlflow_registry import ModelVersion, resolve_checkpoint
@@ -65,15 +66,17 @@ def hold_contest(
     if scores[0].names != scores[1].names:
         raise StoreError("champion and newcomer must be judged on the same images, but the dataset changed meanwhile.")
     try:
-        first, second = (found.prepare(name) for found in scores)
+        first, second = (found.prepare([name]) for found in scores)
     except KeyError:
         raise StoreError(
             f"no paired test is known for {metric}, so the champion stays. See `promote --force`."
         ) from None
+
+    def score(rows: Rows) -> tuple[float, float]:
+        return first(rows)[0], second(rows)[0]
+
     count = len(scores[0].names)
-    everything = np.arange(count)
-    paired = compare_scores(lambda rows: (first(rows), second(rows)), count, draws=DRAWS)
-    return Contest(metric, first(everything), second(everything), paired)
+    return Contest(metric, *score(np.arange(count)), compare_scores(score, count, draws=DRAWS))
 
 
 def describe_origins(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:

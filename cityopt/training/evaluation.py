@@ -112,7 +112,7 @@ def run_evaluation(
     check_classes(config, model)
     is_halved = split in ("val", "test") and config.data.val_halves != "none"
     names = choose_protocols(protocols, export, network.task, has_labels=is_halved or split != "test")
-    root = _open_root(data, config, store, on_progress)
+    root = open_data(data, config, store, on_progress)
     frames = index_split(root, "val" if is_halved else split)
     check_completeness(root, "val" if is_halved else split, frames)
     if is_halved:
@@ -179,7 +179,8 @@ def choose_protocols(
     return ()
 
 
-def _open_root(data: str | None, config: RunConfig, store: Path, on_progress: OnProgress) -> Path:
+def open_data(data: str | None, config: RunConfig, store: Path, on_progress: OnProgress) -> Path:
+    """Return the dataset's root that is meant, else the one that a model was trained on; makes synthetic scenes."""
     root = choose_root(data, config.data.root)
     if root != SYNTHETIC:
         return Path(root)

@@ -101,14 +101,15 @@ def rank_images(
     batch_size = choose_batch_size(cache.size)
     found = predict_images(model, cache, range(len(cache)), device=device, batch_size=batch_size)
     for done, (index, prediction) in enumerate(found, start=1):
-        scores.append(_score(index, cache.names[index], prediction, np.asarray(cache.instances[index])))
+        scores.append(score_image(index, cache.names[index], prediction, np.asarray(cache.instances[index])))
         if on_count:
             on_count(done, len(cache))
     known = [score for score in scores if not math.isnan(score.value)]
     return sorted(known, key=lambda score: (score.value, -score.num_false - score.num_missed, score.name))
 
 
-def _score(index: int, name: str, prediction: Prediction | SemanticMap, raster: NDArray[np.uint16]) -> ImageScore:
+def score_image(index: int, name: str, prediction: Prediction | SemanticMap, raster: NDArray[np.uint16]) -> ImageScore:
+    """Return how well a model did on one image: F1 at IoU .5, or the mean IoU of its classes; NaN if it shows none."""
     if isinstance(prediction, SemanticMap):
         evaluator = SemanticEvaluator()
         evaluator.add(name, raster, prediction.label_ids)

@@ -31,8 +31,7 @@ def test_instance_scores_equal_the_evaluator_on_any_choice_of_images(seed):
         for place, row in enumerate(np.sort(rows)):
             evaluator.add(str(place), *scenes[row])
         expected = evaluator.summarize()
-        for metric in metric_names():
-            value = scores.prepare(metric)(rows)
+        for metric, value in zip(metric_names(), scores.prepare(metric_names())(rows), strict=True):
             assert value == pytest.approx(expected[metric], abs=1e-12, nan_ok=True), (metric, rows)
 
 
@@ -43,14 +42,14 @@ def test_instance_scores_of_nothing_found_and_of_nothing_there():
     scores = InstanceScores()
     scores.add("a", raster, nothing)
     scores.add("b", np.full_like(raster, 7), nothing)
-    score = scores.prepare("coco/segm/ap")
-    assert score(np.array([0, 1])) == 0.0 and math.isnan(score(np.array([1, 1])))
+    score = scores.prepare(["coco/segm/ap"])
+    assert score(np.array([0, 1])) == (0.0,) and math.isnan(*score(np.array([1, 1])))
 
 
 @pytest.mark.parametrize("metric", ["coco/mask/ap", "coco/segm/ap90", "coco/segm/ap75/class/car"])
 def test_unknown_metric_is_no_metric_of_images(metric):
     with pytest.raises(KeyError):
-        InstanceScores().prepare(metric)
+        InstanceScores().prepare([metric])
 
 
 def test_semantic_scores_equal_the_evaluator_on_any_choice_of_images():
@@ -63,12 +62,12 @@ def test_semantic_scores_equal_the_evaluator_on_any_choice_of_images():
         evaluator = SemanticEvaluator()
         for place, row in enumerate(rows):
             evaluator.add(str(place), *scenes[row])
-        for metric, expected in list(evaluator.summarize().items())[::4]:
-            assert scores.prepare(metric)(rows) == pytest.approx(expected, abs=1e-12, nan_ok=True), metric
-        assert scores.prepare("loss/total")(rows) == pytest.approx(0.5 + rows.mean())
+        expected = evaluator.summarize()
+        values = scores.prepare([*expected, "loss/total"])(rows)
+        assert values == pytest.approx((*expected.values(), 0.5 + rows.mean()), abs=1e-12, nan_ok=True)
     for metric in ("semantic/mean", "loss/other"):
         with pytest.raises(KeyError):
-            scores.prepare(metric)
+            scores.prepare([metric])
 
 
 def test_paired_test_tells_a_worse_model_and_calls_twins_a_tie():
@@ -86,9 +85,9 @@ def test_paired_test_tells_a_worse_model_and_calls_twins_a_tie():
         )
         for model, found in zip(models, (prediction, prediction, poor), strict=True):
             model.add(str(number), raster, found)
-    good, twin, poor = (model.prepare("coco/segm/ap50") for model in models)
-    worse = compare_scores(lambda rows: (good(rows), poor(rows)), len(scenes), draws=200)
-    same = compare_scores(lambda rows: (good(rows), twin(rows)), len(scenes), draws=200)
+    good, twin, poor = (model.prepare(["coco/segm/ap50"]) for model in models)
+    worse = compare_scores(lambda rows: (*good(rows), *poor(rows)), len(scenes), draws=200)
+    same = compare_scores(lambda rows: (*good(rows), *twin(rows)), len(scenes), draws=200)
     assert worse.verdict == "worse" and worse.high < 0 and worse.p_bootstrap < 0.05
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
 
