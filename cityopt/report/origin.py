@@ -1,13 +1,14 @@
 """Where the numbers come from, in the report: anchors, dataset, environment, and the command that repeats the study."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from cityopt.config import DEFAULT_ANCHORS
 from cityopt.data.roots import SYNTHETIC
+from cityopt.data.subset_quality import RARE_OBJECTS, list_rare
 from cityopt.errors import ConfigError
 from cityopt.report.charts import draw_anchors
 from cityopt.report.findings import Findings
@@ -57,7 +58,32 @@ def write_dataset(findings: Findings) -> Markup:
         ("root", f"{data.root} ({facts.root})" if data.root == SYNTHETIC else facts.root),
         ("fingerprint", facts.fingerprint),
     ]
-    return _write_facts(rows)
+    return join([_write_facts(rows), _write_subset(facts.class_counts)])
+
+
+def _write_subset(counts: Mapping[str, Sequence[int]]) -> Markup:
+    """Return which classes the subset shows beside all training images; nothing in studies of old."""
+    if not counts:
+        return Markup("")
+    total, whole = (sum(row[place] for row in counts.values()) for place in (0, 2))
+    rows = []
+    for name, (objects, images, all_objects, all_images) in counts.items():
+        shares = (_share(objects, total), _share(all_objects, whole))
+        texts = (str(objects), str(images), shares[0], shares[1], f"{all_objects} in {all_images}")
+        rows.append(tag("tr", tag("th", name, scope="row"), *(tag("td", text) for text in texts)))
+    headings = ("subset", "objects", "images", "share", "share in train", "objects in images of train")
+    head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
+    rare = list_rare(counts)
+    said = (
+        f"Rare in the subset, under {RARE_OBJECTS} objects: {', '.join(rare)}." if rare else "No class is rare in it."
+    )
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
+    note = f"{said} By size: data/subset.csv among the artifacts of the study's run."
+    return join([tag("div", table, class_="scroll"), tag("p", note, class_="note")])
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else "–"
 
 
 def _describe_sampling(findings: Findings) -> str:

@@ -22,6 +22,9 @@ class StudyFacts:
     weights: dict[str, str] = field(default_factory=dict)
     """Content hashes of the files of pretrained weights, by path."""
 
+    class_counts: dict[str, list[int]] = field(default_factory=dict)
+    """By class: objects and images of the trials' subset, then of the whole split; empty in studies of old."""
+
     @property
     def anchor_table(self) -> AnchorTable:
         """Return the anchors that every trial uses."""

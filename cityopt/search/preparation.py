@@ -1,7 +1,7 @@
 """What a study needs before its first trial: a dataset, its subset and holdout, their caches, its anchors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import FrameFacts, check_root, index_split
 from cityopt.data.roots import SYNTHETIC, cache_folder, choose_root, make_scenes
 from cityopt.data.subset import hash_names
+from cityopt.data.subset_quality import ClassCounts, count_classes
 from cityopt.data.targets import find_instances
 from cityopt.errors import ConfigError
 from cityopt.search.observer import Observer
@@ -34,6 +35,8 @@ class PreparedStudy:
     holdout: tuple[str, ...]
     """Names of the images that trials validate on."""
     anchor_report: dict[str, Any]
+    class_counts: ClassCounts = field(default_factory=dict)
+    """What the subset shows of each class beside all training images."""
 
     @property
     def subset_hash(self) -> str:
@@ -75,7 +78,8 @@ def prepare_study(
         elif config.model.task == "instance":
             report = _fit_anchors(config, *images)
     names = [tuple(fact.name for fact in facts) for facts in (subset, holdout)]
-    return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report)
+    counts = count_classes(subset, [fact for fact in survey.facts if fact.split == "train"])
+    return PreparedStudy(config, root, survey.fingerprint, names[0], names[1], report, counts)
 
 
 def fit_anchors(config: StudyConfig, *, store: Path, data: str | None, observer: Observer) -> dict[str, Any]:

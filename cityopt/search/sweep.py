@@ -106,7 +106,9 @@ def run_sweep(
                 )
                 coordinator.budget.begun = began
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)
-                with drawing_data(parent, prepared.root, anchors, describe, observer) as stop_drawing:
+                with drawing_data(
+                    parent, prepared.root, anchors, describe, observer, subset=prepared.subset
+                ) as stop_drawing:
                     coordinator.run()
                     if coordinator.interrupt.is_set:
                         stop_drawing()
@@ -163,6 +165,7 @@ def build_facts(prepared: PreparedStudy, threads: int, weights: Mapping[str, str
         threads=threads,
         anchors=prepared.anchor_report,
         weights=dict(weights),
+        class_counts=prepared.class_counts,
     )
 
 

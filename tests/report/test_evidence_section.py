@@ -1,6 +1,7 @@
 """The report's "Why this one?": who competed, with which seeds, who won, and whether the subset may be believed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_standard_recipe_is_named_when_it_wins_and_the_verdict_turns(tmp_path):
     text = read(tmp_path, config).sections["evidence"].text
     assert "trial-0000, the standard recipe, wins" in text
     assert "Don't believe the subset's ranking: enlarge the subset" in text
+
+
+def test_subset_is_shown_beside_the_whole_by_class_and_rare_classes_are_named(tmp_path):
+    config = make_study(tmp_path, [Fate(grow(0.2))])
+    findings = read_findings(tmp_path, config.name)
+    assert "share in train" not in PageReader(write_page(findings)).sections["origin"].text  # a study of old
+    counts = {"car": [30, 10, 300, 150], "train": [2, 1, 12, 9]}
+    found = PageReader(write_page(replace(findings, facts=replace(findings.facts, class_counts=counts))))
+    rows = {row[0]: row[1:] for row in found.sections["origin"].rows}
+    assert rows["car"] == ["30", "10", "93.8 %", "96.2 %", "300 in 150"]
+    assert "Rare in the subset, under 20 objects: train." in found.sections["origin"].text
 
 
 def test_section_is_left_out_without_finalists(tmp_path):
