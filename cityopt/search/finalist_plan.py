@@ -7,7 +7,7 @@ same finalists, wherever and with however many workers they run.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,12 @@ def plan_finalists(
     store: Path,
 ) -> FinalistPlan:
     """Return the finalists' trainings. Raises DataError: the dataset or its subset is not what the trials had."""
-    promotion = config.promotion
     rule, count, note = choose_images(config, facts, survey)
-    given = {EPOCHS: promotion.finalist_epochs} if promotion.finalist_epochs else {}
-    candidates = []
-    for trial in choose_trials(trials, config, promotion.finalists):
-        candidates.append(Candidate(trial, dict(trial.params)))
-        training = settle_training(config, {**trial.params, **given}).training
-        epochs = settle_training(config, trial.params).training.epochs
-        images = count / facts.num_subset
-        changes = rescale_settings(training, promotion.rescale, Growth(images, images * training.epochs / epochs))
-        if changes:
-            rescaled = {change.key: change.after for change in changes}
-            candidates.append(Candidate(trial, {**trial.params, **rescaled}, tuple(map(str, changes))))
+    given = {EPOCHS: config.promotion.finalist_epochs} if config.promotion.finalist_epochs else {}
+    chosen = choose_trials(trials, config, config.promotion.finalists)
+    candidates = tuple(
+        it for trial in chosen for it in _list_rivals(config, trial, given, images=count / facts.num_subset)
+    )
     runs = tuple(
         tuple(
             replace_section(
@@ -112,11 +105,26 @@ def plan_finalists(
                 data=replace_section(settle_training(config, candidate.settings).data, root=str(survey.root)),
                 train_set=rule,
             )
-            for seed in range(1, promotion.seeds + 1)
+            for seed in range(1, config.promotion.seeds + 1)
         )
         for candidate in candidates
     )
-    return FinalistPlan(tuple(candidates), runs, count, note)
+    return FinalistPlan(candidates, runs, count, note)
+
+
+def _list_rivals(
+    config: StudyConfig, trial: TrialStatus, given: Mapping[str, Any], *, images: float
+) -> list[Candidate]:
+    """Return a trial's settings, and what rules make of them where its images grow that many times, or its epochs."""
+    training = settle_training(config, {**trial.params, **given}).training
+    epochs = settle_training(config, trial.params).training.epochs
+    growth = Growth(images, images * training.epochs / epochs)
+    changes = rescale_settings(training, config.promotion.rescale, growth)
+    raw = Candidate(trial, dict(trial.params))
+    if not changes:
+        return [raw]
+    rescaled = {change.key: change.after for change in changes}
+    return [raw, Candidate(trial, {**trial.params, **rescaled}, tuple(map(str, changes)))]
 
 
 def choose_images(config: StudyConfig, facts: StudyFacts, survey: Survey) -> tuple[ImageSet, int, str]:

@@ -22,6 +22,7 @@ from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
 from cityopt.search.devices import count_devices, share_out
 from cityopt.search.facts import StudyFacts
+from cityopt.search.finalist_plan import choose_trials
 from cityopt.search.finalist_result import Finalists
 from cityopt.search.finalists import run_finalists
 from cityopt.search.observer import Observer
@@ -105,13 +106,15 @@ def run_promotion(
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
         winner, finalists = best, None
-        if config.promotion.has_finalists:
+        if needs_finalists(study, config, observer):
             finalists = run_finalists(
                 study, config, facts, root=root, device=device, workers=workers, mlflow=mlflow, observer=observer
             )
             winner = take_winner(finalists, describe_trials(study, live=False), folder)
             plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
             plan = share_out(plan, num_devices, observer)
+            if config.promotion.stages and winner.params != best.params:
+                check_plan(plan, observer)
         with (
             open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
@@ -131,6 +134,18 @@ def pick_winner(study: optuna.Study, config: StudyConfig) -> TrialStatus:
         )
     pick = max if config.search.direction == "maximize" else min
     return pick(complete, key=lambda trial: trial.value or 0.0)
+
+
+def needs_finalists(study: optuna.Study, config: StudyConfig, observer: Observer) -> bool:
+    """Say whether there is something to decide: finalists are wanted, and more than one candidate is there."""
+    promotion = config.promotion
+    if not promotion.has_finalists:
+        return False
+    rivals = choose_trials(describe_trials(study, live=False), config, promotion.finalists)
+    if len(rivals) > 1 or promotion.rescale:
+        return True
+    observer.say(f"trial {rivals[0].number} is the only candidate: it is promoted without finalists")
+    return False
 
 
 def take_winner(found: Finalists, trials: Sequence[TrialStatus], store: Path) -> TrialStatus:

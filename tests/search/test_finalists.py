@@ -28,7 +28,7 @@ from cityopt.search.finalist_plan import choose_trials, plan_finalists
 from cityopt.search.finalist_result import FINALISTS, find_decided, read_last_finalists
 from cityopt.search.finalists import FinalistTrainer, run_finalists
 from cityopt.search.observer import Observer
-from cityopt.search.promote import take_winner
+from cityopt.search.promote import needs_finalists, take_winner
 from cityopt.search.single import SingleTraining
 from cityopt.search.space import sample_settings, training_subset
 from cityopt.search.status import RUN_ID, describe_trials
@@ -318,3 +318,16 @@ def test_trust_is_refused_with_the_command_when_there_are_no_finalists(bench, tm
     it.database.rename(tmp_path / "optuna.db")
     with pytest.raises(StudyError, match="cityopt promote --study f-"):
         read_last_finalists(tmp_path, it.config.name)
+
+
+def test_only_candidate_is_promoted_without_finalists(bench):
+    it = bench()
+    study, said, observer = it.study, [], Observer()
+    observer.say = said.append
+    alone = replace_settings(it.config, {"promotion.finalists": 1, "search.baselines": ()})
+    assert needs_finalists(study, it.config, observer) and not said
+    assert not needs_finalists(study, alone, observer)
+    assert said == ["trial 1 is the only candidate: it is promoted without finalists"]
+    assert needs_finalists(study, replace_settings(alone, {"promotion.rescale": ("weight_decay",)}), observer)
+    plain = replace_settings(it.config, {"promotion.finalists": 1, "promotion.seeds": 1})
+    assert not needs_finalists(study, plain, observer) and len(said) == 1
