@@ -15,7 +15,8 @@ import optuna
 
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder
-from cityopt.errors import ConfigError, TrainingError
+from cityopt.errors import TrainingError
+from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.finalist_plan import FinalistPlan, digest_run, plan_finalists
 from cityopt.search.finalist_result import (
@@ -55,14 +56,13 @@ def run_finalists(
 ) -> Finalists:
     """Train a study's finalists, or go on with that, and decide who wins.
 
-    Raises ConfigError (no worker), DataError (the dataset changed), StoppedError (Ctrl-C), TrainingError.
+    Raises ConfigError (an impossible number of workers), DataError (the dataset changed), StoppedError (Ctrl-C), TrainingError.
     """
-    if workers < 1:
-        raise ConfigError(f"`--workers` must be at least 1, but got {workers}.")
+    slots = plan_slots(device, workers=workers)
     store, cache = mlflow.store, cache_folder(mlflow.store)
     survey = survey_dataset(root, cache, observer.reporter("reading labels"))
     trials = describe_trials(study, live=False)
-    threads = max(1, facts.threads // workers)
+    threads = max(1, facts.threads // len(slots))
     plan = plan_finalists(config, facts, trials, survey, device=device, threads=threads, store=store)
     fetch_weights(config, observer)
     names = ", ".join(candidate.name for candidate in plan.candidates)
@@ -70,7 +70,7 @@ def run_finalists(
     run = plan.runs[0][0]
     open_set(survey, run.train_set, run, observer.reporter("decoding the finalists' images"))
     with (
-        open_executor(store, config.name, threads=threads, device=device, num_workers=workers) as executor,
+        open_executor(store, config, threads=threads, slots=slots) as executor,
         open_parent(mlflow, config, facts, observer) as (parent, shipper),
     ):
         training = SingleTraining(store, executor, shipper, observer)
