@@ -56,7 +56,8 @@ def run_finalists(
 ) -> Finalists:
     """Train a study's finalists, or go on with that, and decide who wins.
 
-    Raises ConfigError (an impossible number of workers), DataError (the dataset changed), StoppedError (Ctrl-C), TrainingError.
+    Raises ConfigError (an impossible number of workers), DataError (the dataset changed), StoppedError (Ctrl-C) and
+    TrainingError.
     """
     slots = plan_slots(device, workers=workers)
     store, cache = mlflow.store, cache_folder(mlflow.store)
