@@ -1,7 +1,8 @@
 """Score what `cityopt evaluate --export` wrote by the official scripts and pycocotools, under cityopt's names.
 
-The scripts of cityscapesscripts 2.3.0 need numpy's old `in1d`, and cannot write their notes on matches, which hold
-numpy's numbers; they are otherwise run as they are, on files alone.
+The scripts of cityscapesscripts 2.3.0 need numpy's old `in1d`, cannot write their notes on matches, which hold numpy's
+numbers, and stop at a class that is there but of which everything found is ignored (`PatientNumpy`); they are otherwise
+run as they are, on files alone.
 """
 
 import contextlib
@@ -31,7 +32,11 @@ def score_export(export: Path, root: Path, split: str) -> dict[str, float]:
 
 def score_instances(export: Path, truths: list[Path]) -> dict[str, float]:
     args = instance_script.args
-    with old_numpy(), patch.object(instance_script, "writeDict2JSON", lambda *_: None):
+    with (
+        old_numpy(),
+        patch.object(instance_script, "writeDict2JSON", lambda *_: None),
+        patch.object(instance_script, "np", PatientNumpy()),
+    ):
         _set(args, export / "instances")
         files = [str(path) for path in truths]
         predictions = [instance_script.getPrediction(file, args) for file in files]
@@ -88,6 +93,16 @@ def score_coco(export: Path) -> dict[str, float]:
                 precision = evaluation.eval["precision"][rows, :, index, 0, -1]
                 found[f"coco/{kind}/{key}/class/{name}"] = _mean(precision[precision > -1])
     return {name: np.nan if value == -1 else value for name, value in found.items()}
+
+
+class PatientNumpy:
+    """numpy, but for running sums of nothing: the script takes their last value for the number of true positives."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(np, name)
+
+    def cumsum(self, values: np.ndarray) -> np.ndarray:
+        return np.cumsum(values) if len(values) else np.zeros(1)
 
 
 def _set(args: object, predictions: Path) -> None:

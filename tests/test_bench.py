@@ -50,7 +50,7 @@ def test_bench_prints_one_json_document_when_quick(quick_answer: subprocess.Comp
     assert [row["name"] for row in found] == ROWS
     for row in found:
         assert list(row) == KEYS
-        if "memory" not in row["name"] and row["name"] != "paste":
+        if "memory" not in row["name"] and row["name"] not in ("paste", "unet-bfloat16"):  # differences, maybe none
             assert row["ours"] > 0, row
             assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01, abs=0.01), row
         assert (row["target"] is None) == (row["met"] is None), row

@@ -156,7 +156,7 @@ def test_status_prints_one_document_of_the_agreed_shape_when_asked_for_json(stor
     answer = run("status", "--study", "tiny", "--store", calm.store, "--json")
     document = json.loads(answer.output)
     assert answer.code == 0 and not answer.errors
-    assert list(document) == ["study", "metric", "direction", "best", "trials"]
+    assert list(document) == ["study", "metric", "direction", "best", "budget", "trials"]
     trials = read_trials(calm.store)
     best = min((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.value)
     assert document["best"] == {
