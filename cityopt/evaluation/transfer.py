@@ -3,7 +3,8 @@
 Stands under the story of `cityopt transfer`, which compares models. What a model of COCO's 80 classes finds in a
 street is first put in Cityscapes' classes. Metrics beside those of the protocols:
 
-    shared/coco/…           COCO's protocol on the seven classes that both datasets know: what to compare them by
+    shared/coco/…           COCO's protocol on the seven classes that both datasets know: what to compare them by. To
+                            COCO a rider is a person: in streets, riders excuse persons, as COCO's crowds do
     riders_guessed/…        Cityscapes' and COCO's after `class_maps.guess_riders`; a rule of thumb, no protocol
     …_without_rider         the mean over seven classes, beside the official one in which riders count
 
@@ -37,7 +38,7 @@ from cityopt.evaluation.boundary import (
 )
 from cityopt.evaluation.cityscapes_ap import CityscapesEvaluator
 from cityopt.evaluation.cityscapes_matching import ImageMatches
-from cityopt.evaluation.class_maps import average_without_rider, guess_riders, map_prediction, select_rows
+from cityopt.evaluation.class_maps import PERSON, average_without_rider, guess_riders, map_prediction, select_rows
 from cityopt.evaluation.coco_ap import Annotation, CocoEvaluator, annotate_raster
 from cityopt.evaluation.full_resolution import decode_frames
 from cityopt.evaluation.matching import SCORE, Instance, match_detections, pick_rows
@@ -193,9 +194,11 @@ def find_objects(prediction: Prediction, annotations: Sequence[Annotation], rati
 
 def fit_short_side(size: tuple[int, int]) -> tuple[int, int]:
     """Return the (height, width) at which detectron2 shows an image: 800 px short, but at most 1333 px long."""
+    # In detectron2's order of steps, which decides where a side lies between two pixels, as at 1 : 2.
     scale = SHORT_PX / min(size)
-    scale = min(scale, LONG_PX / max(size))
-    height, width = (int(side * scale + 0.5) for side in size)
+    sides = [SHORT_PX if side == min(size) else scale * side for side in size]
+    scale = min(1.0, LONG_PX / max(sides))
+    height, width = (int(side * scale + 0.5) for side in sides)
     return height, width
 
 
@@ -208,7 +211,7 @@ def _map_annotations(annotations: Sequence[Annotation]) -> list[Annotation]:
 def _add_shared(
     judge: CocoEvaluator, name: str, size: tuple[int, ...], annotations: Sequence[Annotation], prediction: Prediction
 ) -> None:
-    """Add an image without its riders, found ones or real ones."""
+    """Add an image without the riders that were found; real ones are persons that need not be found, but may be."""
     rows = np.flatnonzero(prediction.classes != RIDER)
-    own = [annotation for annotation in annotations if annotation["category_id"] != RIDER]
-    judge.add_annotated(name, size, own, select_rows(prediction, rows))
+    excused = [{**x, "category_id": PERSON, "iscrowd": 1} if x["category_id"] == RIDER else x for x in annotations]
+    judge.add_annotated(name, size, excused, select_rows(prediction, rows))

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from coco_root import SIZE, list_shapes, write_annotations, write_coco
+from coco_root import SIZE, list_categories, list_shapes, write_annotations, write_coco
 from hotcoco import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -99,6 +99,9 @@ def change(content, **changes):
         ({"bbox": [1, 2, 3]}, "four numbers"),
         ({"bbox": [1, 2, 3, float("nan")]}, "four numbers"),
         ({"area": "large"}, "an `area`"),
+        ({"area": 10**400}, "an `area`"),
+        ({"area": -1}, "no area below 0"),
+        ({"bbox": [5, 5, -2, 3]}, "no side .* below 0"),
         ({"iscrowd": 2}, "`iscrowd` 0 or 1"),
         ({"image_id": 99}, "of one of its images, but 100 is of 99"),
         ({"image_id": {}}, "of one of its images"),
@@ -128,7 +131,7 @@ def test_segmentation_is_refused_when_it_is_none(coco, segmentation):
     root, content = coco
     write_annotations(root, change(content, segmentation=segmentation))
     with pytest.raises(DataError, match=r"polygons or the counts .* annotation 100 of 000000000003\.png"):
-        encode_annotations(index_coco(root)[0])
+        index_coco(root)
 
 
 @pytest.mark.parametrize(
@@ -137,16 +140,30 @@ def test_segmentation_is_refused_when_it_is_none(coco, segmentation):
         ("{", "must hold JSON"),
         ("[1]", "must hold a mapping"),
         ({}, "under 'categories'"),
-        ({"categories": [], "images": [], "annotations": []}, "must have images"),
+        ({"categories": list_categories(), "images": [], "annotations": []}, "must have images"),
+        ({"categories": list_categories()[:1]}, "COCO's 80, but 79 are missing, first 'bicycle'"),
         ({"categories": [{"id": 1, "name": "cat"}]}, "COCO's 80, but 1 is 'cat'"),
-        ({"categories": [], "images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}, "a plain name"),
-        ({"categories": [], "images": [{"id": 1, "file_name": "x.png"}], "annotations": []}, "a height and a width"),
+        ({"categories": list_categories(), "images": [{"id": 1, "file_name": "../x.png"}]}, "a plain name"),
+        ({"categories": list_categories(), "images": [{"id": 1, "file_name": 300 * "x"}]}, "a plain name"),
+        ({"categories": list_categories(), "images": [{"id": 1, "file_name": "\ud800.png"}]}, "a plain name"),
+        ({"categories": list_categories(), "images": [{"id": 1, "file_name": "x.png"}]}, "a height and a width"),
     ],
 )
 def test_annotations_are_refused_when_they_are_none_of_cocos(coco, content, text):
     root, _ = coco
     write_annotations(root, content)
     with pytest.raises(DataError, match=text):
+        index_coco(root)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id": 3}, {"id": None}, {"id": "10"}, {"id": -1}, {"id": True}, {"file_name": "000000000003.png"}]
+)
+def test_image_is_refused_that_would_stand_for_another(coco, changes):
+    root, content = coco
+    content["images"][1] |= changes
+    write_annotations(root, content)
+    with pytest.raises(DataError, match="no two the same"):
         index_coco(root)
 
 
