@@ -6,26 +6,40 @@ from collections.abc import Sequence
 
 from cityopt.evaluation.class_maps import RIDER_RULE
 from cityopt.evaluation.close_ups import CloseUp
+from cityopt.evaluation.paired import MIN_IMAGES
 from cityopt.report.document import Section, write_document
 from cityopt.report.markup import Markup, join, signed, tag, void
 from cityopt.report.tables import format_value
-from cityopt.report.transfer_charts import draw_drops
+from cityopt.report.transfer_charts import draw_classes, draw_drops, name_marks
 from cityopt.report.transfer_tables import (
     GROUNDS,
     MEASURES,
+    Drop,
     Row,
+    describe_conditions,
     describe_ground,
     list_classes,
     list_drops,
     list_scores,
+    list_warnings,
 )
-from cityopt.training.transfer import STREETS, Comparison, Ground, TransferStudy
+from cityopt.training.transfer_study import STREETS, Comparison, Ground, TransferStudy
 
 _KINDS = {
     "gain": "Most gained by {second}",
     "middle": "In the middle of all objects that both found",
     "loss": "Least gained, or lost, by {second}",
 }
+_BY_CLASS = {
+    "cityscapes/ap": "Cityscapes AP",
+    "cityscapes/ap50": "Cityscapes AP50",
+    "coco/segm/ap": "COCO mask AP",
+    "boundary/segm/ap": "Boundary mask AP",
+}
+BOUNDARY_NOTE = (
+    "Boundary AP on Cityscapes is COCO’s protocol with an edge .005 of the diagonal wide; Cheng et al. put that edge "
+    "into Cityscapes’ own protocol, so it is not comparable with published Cityscapes boundary AP."
+)
 
 
 def write_transfer_page(study: TransferStudy, *, command: str) -> str:
@@ -46,8 +60,7 @@ def write_transfer_page(study: TransferStudy, *, command: str) -> str:
 
 def _write_head(study: TransferStudy) -> Markup:
     headline, detail = reach_verdict(study)
-    is_part = any(ground.num_images < ground.num_in_split for ground in study.grounds)
-    warning = "Only a part of the images was judged: no number here is official." if is_part else ""
+    warning = " ".join(list_warnings(study))
     grounds = "; ".join(describe_ground(ground) for ground in study.grounds)
     return tag(
         "header",
@@ -66,17 +79,25 @@ def reach_verdict(study: TransferStudy) -> tuple[str, str]:
     scores = [(x.label, x.judged[ground.key].metrics[metric]) for x in study.subjects if ground.key in x.judged]
     said = ", ".join(f"{label} {format_value(None if math.isnan(score) else score)}" for label, score in scores)
     detail = f"{protocol} on {GROUNDS[ground.key]} {ground.split}, without training there: {said}."
-    found = next((x for x in study.comparisons if x.measure == "boundary_iou"), None)
-    if found is None:
+    found = [x for x in study.comparisons if x.measure == "boundary_iou" and x.ground == study.comparisons[0].ground]
+    if not found:
         return f"{study.subjects[0].label} on {GROUNDS[ground.key]}, as it is", detail
-    if not found.found.num_images:
-        return "The models found no object in common, so their boundaries cannot be compared", detail
+    headline, *others = map(_compare_boundaries, found)
+    return headline, " ".join([detail, *(f"{other}." for other in others)])
+
+
+def _compare_boundaries(comparison: Comparison) -> str:
+    found, first, second = comparison.found, comparison.first, comparison.second
+    if not found.num_images:
+        return f"{second} and {first} found no object in common, so their boundaries cannot be compared"
     verdict = {"better": "fit better than", "worse": "fit worse than", "undecided": "cannot be told apart from"}
-    headline = (
-        f"{found.second}’s boundaries {verdict[found.found.verdict]} {found.first}’s: "
-        f"{signed(found.found.difference)} boundary IoU on the objects that both found"
+    few = ""
+    if found.num_images < MIN_IMAGES:
+        few = f", and {found.num_images} images are too few to decide anything (under {MIN_IMAGES})"
+    return (
+        f"{second}’s boundaries {verdict[found.verdict]} {first}’s: "
+        f"{signed(found.difference)} boundary IoU on the objects that both found{few}"
     )
-    return headline, detail
 
 
 def _write_scores(study: TransferStudy) -> Markup:
@@ -88,46 +109,52 @@ def _write_classes(study: TransferStudy) -> Markup | None:
     ground = _find_ground(study, STREETS)
     if ground is None:
         return None
-    tables = [
-        _write_table(study, f"{label} by class", list_classes(study, ground, metric))
-        for metric, label in (
-            ("cityscapes/ap", "Cityscapes AP"),
-            ("cityscapes/ap50", "Cityscapes AP50"),
-            ("coco/segm/ap", "COCO mask AP"),
-            ("boundary/segm/ap", "Boundary mask AP"),
-        )
-    ]
-    note = "A dash: the images hold nothing of that class to find."
+    parts, labels = [], [subject.label for subject in study.subjects]
+    for metric, label in _BY_CLASS.items():
+        rows = list_classes(study, ground, metric)
+        parts.append(_write_table(study, f"{label} by class", rows))
+        if any(value is not None for row in rows for value in row.values):
+            caption = tag("figcaption", name_marks(labels))
+            parts.append(tag("figure", draw_classes(rows, labels, label), caption))
+    note = f"A dash: the images hold nothing of that class to find. {BOUNDARY_NOTE}"
     if any(subject.knows_coco for subject in study.subjects):
         note += f" COCO has no rider, so a model of COCO finds none. The extra with guessed riders: {RIDER_RULE}."
-    return join([tag("div", *tables, class_="side-by-side"), tag("p", note, class_="note")])
+    return join([tag("div", *parts, class_="side-by-side"), tag("p", note, class_="note")])
 
 
 def _write_drops(study: TransferStudy) -> Markup | None:
     parts = []
     for subject in study.subjects:
-        drops = list_drops(subject)
-        if drops:
-            rows = [
-                tag(
-                    "tr",
-                    tag("th", drop.label, scope="row"),
-                    *(tag("td", format_value(value)) for value in (drop.coco, drop.streets)),
-                    tag("td", "–" if drop.difference is None else signed(drop.difference)),
-                )
-                for drop in drops
-            ]
-            headings = ("", "COCO", "Cityscapes", "difference")
-            head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
-            table = tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
-            parts.append(tag("div", tag("h3", subject.label), draw_drops(drops, subject.label), table))
+        if drops := list_drops(subject):
+            parts.append(
+                tag("div", tag("h3", subject.label), draw_drops(drops, subject.label), _list_drops(drops, "mask"))
+            )
+            parts.append(
+                tag("div", tag("h3", f"{subject.label}, boxes"), _list_drops(list_drops(subject, "bbox"), "box"))
+            )
     if not parts:
         return None
     note = (
-        "COCO’s mask AP in both, over the seven classes that both datasets know; sizes are COCO’s areas, in the px of "
-        "each image. Cityscapes’ own AP above is another protocol, and no number of COCO’s can be held against it."
+        "COCO’s AP in both, over the seven classes that both datasets know; sizes are COCO’s areas, in the px of "
+        "each image. COCO calls riders persons, so in streets a person found on a rider is neither right nor wrong. "
+        "Cityscapes’ own AP above is another protocol, and no number of COCO’s can be held against it."
     )
     return join([tag("p", note, class_="note"), tag("div", *parts, class_="side-by-side")])
+
+
+def _list_drops(drops: Sequence[Drop], what: str) -> Markup:
+    """Return a table whose rows say `boxes` where they are of boxes."""
+    rows = [
+        tag(
+            "tr",
+            tag("th", drop.label if what == "mask" else f"{drop.label}, {what}", scope="row"),
+            *(tag("td", format_value(value)) for value in (drop.coco, drop.streets)),
+            tag("td", "–" if drop.difference is None else signed(drop.difference)),
+        )
+        for drop in drops
+    ]
+    head = tag("tr", *(tag("th", heading, scope="col") for heading in ("", "COCO", "Cityscapes", "difference")))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="small-table scores")
 
 
 def _write_comparisons(study: TransferStudy) -> Markup | None:
@@ -139,6 +166,8 @@ def _write_comparisons(study: TransferStudy) -> Markup | None:
     note = (
         "Images are the witnesses: objects are averaged within each one first. The interval is a bootstrap’s over "
         "images, the same ones for both models; Wilcoxon’s signed ranks need a mean per image, which an AP is not. "
+        f"Below {MIN_IMAGES} images, or where the two tests disagree, nothing is decided. Nothing is corrected for the "
+        f"{len(study.comparisons)} comparisons here: of twenty without any difference, one would look like one. "
         "Boundary IoU is that of Cheng et al.: the outermost pixels of both masks, .005 of the diagonal wide on "
         "Cityscapes and .02 on COCO."
     )
@@ -154,7 +183,7 @@ def _write_comparison(comparison: Comparison) -> Markup:
         f"{signed(found.low)}\u00a0…\u00a0{signed(found.high)}" if known else "–",
         *("–" if math.isnan(p) else f"{p:.3g}" for p in (found.p_bootstrap, found.p_wilcoxon)),
         str(found.num_images),
-        found.verdict if known else "–",
+        found.verdict if found.num_images else "–",
     ]
     what = f"{MEASURES[comparison.measure]} on {GROUNDS[comparison.ground]}"
     label = tag("th", what, tag("small", f" {comparison.second} − {comparison.first}"), scope="row")
@@ -175,6 +204,8 @@ def _write_pictures(study: TransferStudy) -> Markup | None:
         "The same object in the ground truth and as both models drew it; below, the framed place, where they disagree "
         "most. Objects are chosen by their boundary IoU alone, good and bad. Click to enlarge."
     )
+    if len(study.subjects) > 2:
+        note += " Of the first two models only."
     return join([tag("p", note, class_="note"), *parts])
 
 
@@ -190,7 +221,10 @@ def _write_speed(study: TransferStudy) -> Markup:
     for ground in study.grounds:
         seconds = [x.judged[ground.key].median_seconds if ground.key in x.judged else None for x in study.subjects]
         rows.append(Row(f"s per image, {GROUNDS[ground.key]}", tuple(seconds)))
-    note = "Median over images, from the resized image to run-length coded masks at its full size, one image at a time."
+    note = (
+        "Median over images, from the resized image to run-length coded masks at its full size, one image at a time. "
+        + describe_conditions(study)
+    )
     return join([_write_table(study, "", rows), tag("p", note, class_="note")])
 
 
@@ -204,6 +238,8 @@ def _write_origin(study: TransferStudy) -> Markup:
             f"{subject.num_parameters / 1e6:.1f} million numbers{source}"
         )
         facts.append(tag("div", tag("dt", subject.label), tag("dd", said)))
+    environment = {"begun": f"{study.conditions.begun} UTC", **study.conditions.environment}
+    facts += [tag("div", tag("dt", name), tag("dd", value)) for name, value in environment.items() if value]
     facts += [
         tag("div", tag("dt", GROUNDS[x.key]), tag("dd", f"{describe_ground(x)}: {x.root}")) for x in study.grounds
     ]

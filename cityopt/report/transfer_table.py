@@ -1,5 +1,6 @@
 """What `cityopt transfer` prints for people."""
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,13 +11,15 @@ from cityopt.report.tables import format_value
 from cityopt.report.transfer_tables import (
     GROUNDS,
     MEASURES,
+    Drop,
     Row,
     describe_ground,
     list_classes,
     list_drops,
     list_scores,
+    list_warnings,
 )
-from cityopt.training.transfer import STREETS, Comparison, TransferStudy
+from cityopt.training.transfer_study import STREETS, Comparison, TransferStudy
 
 
 def print_transfer(console: Console, study: TransferStudy, lines: Sequence[str]) -> None:
@@ -28,16 +31,12 @@ def print_transfer(console: Console, study: TransferStudy, lines: Sequence[str])
                 rows = list_classes(study, ground, metric)
                 console.print(_lay_out(study, f"Cityscapes {label} by class", rows))
     for subject in study.subjects:
-        if drops := list_drops(subject):
-            table = Table(title=escape(f"{subject.label}: from COCO to Cityscapes"), title_justify="left")
-            for heading in ("COCO mask AP, shared classes", "COCO", "Cityscapes", "difference"):
-                table.add_column(heading, justify="left" if "shared" in heading else "right")
-            for drop in drops:
-                table.add_row(drop.label, *(format_value(x) for x in (drop.coco, drop.streets, drop.difference)))
-            console.print(table)
+        for kind, what in (("segm", "mask"), ("bbox", "box")):
+            if drops := list_drops(subject, kind):
+                console.print(_lay_out_drops(subject.label, what, drops))
     for comparison in study.comparisons:
         console.print(describe_comparison(comparison), highlight=False, soft_wrap=True, markup=False)
-    for line in lines:
+    for line in (*list_warnings(study), *lines):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -48,8 +47,21 @@ def describe_comparison(comparison: Comparison) -> str:
     models = f"{comparison.second} − {comparison.first}"
     if not found.num_images:
         return f"{what}: {models} cannot be told, since no image has one"
+    if math.isnan(found.low):
+        return f"{what}: {models} = {found.difference:+.4f} on {found.num_images} images: too little to decide".replace(
+            "-", "−"
+        )
     interval = f"95 %: {found.low:+.4f} … {found.high:+.4f}, {found.num_images} images"
     return f"{what}: {models} = {found.difference:+.4f} ({interval}): {found.verdict}".replace("-", "−")
+
+
+def _lay_out_drops(label: str, what: str, drops: Sequence[Drop]) -> Table:
+    table = Table(title=escape(f"{label}: from COCO to Cityscapes"), title_justify="left")
+    for heading in (f"COCO {what} AP, shared classes", "COCO", "Cityscapes", "difference"):
+        table.add_column(heading, justify="left" if "shared" in heading else "right")
+    for drop in drops:
+        table.add_row(drop.label, *(format_value(x) for x in (drop.coco, drop.streets, drop.difference)))
+    return table
 
 
 def _lay_out(study: TransferStudy, title: str, rows: Sequence[Row]) -> Table:

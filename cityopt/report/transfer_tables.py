@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cityopt.evaluation.class_maps import WITHOUT_RIDER
 from cityopt.evaluation.transfer import GUESSED, SHARED
 from cityopt.labels import THING_NAMES
-from cityopt.training.transfer import COCO, STREETS, Ground, Subject, TransferStudy
+from cityopt.training.transfer_study import COCO, SIZE, STREETS, Ground, Subject, TransferStudy
 
 SIZES = ("small", "medium", "large")
 _SIZED = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"} | {f"ap_{size}": f"AP {size}" for size in SIZES}
@@ -58,7 +58,7 @@ def list_classes(study: TransferStudy, ground: Ground, metric: str) -> list[Row]
 
 @dataclass(frozen=True)
 class Drop:
-    """COCO's mask AP of one model on both grounds: of a class, or of the shared classes' objects of a size."""
+    """COCO's AP of one model on both grounds: of a class, or of the shared classes' objects of a size."""
 
     label: str
     coco: float | None
@@ -70,15 +70,18 @@ class Drop:
         return None if self.coco is None or self.streets is None else self.streets - self.coco
 
 
-def list_drops(subject: Subject) -> list[Drop]:
-    """Return the drop of a model by class and size, over the seven classes that both datasets know."""
+def list_drops(subject: Subject, kind: str = "segm") -> list[Drop]:
+    """Return the drop of a model by class and size, over the seven classes that both datasets know.
+
+    `kind` is `segm`, masks, or `bbox`, boxes.
+    """
     if not {COCO, STREETS} <= subject.judged.keys():
         return []
     names = {"all seven classes": "ap"} | {f"{size} objects": f"ap_{size}" for size in SIZES}
     names |= {thing: f"ap/class/{thing}" for thing in THING_NAMES if thing != "rider"}
     metrics = [subject.judged[key].metrics for key in (COCO, STREETS)]
     return [
-        Drop(label, *(read_score(x, f"{SHARED}/coco/segm/{name}") for x in metrics)) for label, name in names.items()
+        Drop(label, *(read_score(x, f"{SHARED}/coco/{kind}/{name}") for x in metrics)) for label, name in names.items()
     ]
 
 
@@ -93,7 +96,38 @@ def describe_ground(ground: Ground) -> str:
     count = f"all {ground.num_images}"
     if ground.num_images < ground.num_in_split:
         count = f"the first {ground.num_images} of {ground.num_in_split}"
-    return f"{GROUNDS[ground.key]} {ground.split}, {count} images, seen at {ground.seen}"
+    images = f"images of a root without the split’s own {ground.num_published}" if ground.is_other else "images"
+    return f"{GROUNDS[ground.key]} {ground.split}, {count} {images}, seen at {ground.seen}"
+
+
+def list_warnings(study: TransferStudy) -> list[str]:
+    """Say why numbers are none to be held against published ones; nothing where they may be."""
+    warnings = []
+    if any(ground.num_images < ground.num_in_split for ground in study.grounds):
+        warnings.append("Only a part of the images was judged: no number here is official.")
+    for ground in study.grounds:
+        if ground.is_other:
+            warnings.append(
+                f"The root of {GROUNDS[ground.key]} has {ground.num_in_split} images, but {ground.split} has "
+                f"{ground.num_published}: no number here is that of {ground.split}."
+            )
+    if any(ground.key == STREETS for ground in study.grounds) and study.conditions.size != SIZE:
+        height, width = study.conditions.size
+        warnings.append(
+            f"Models saw Cityscapes at {height} x {width}, not at {SIZE[0]} x {SIZE[1]}: its numbers are not "
+            "comparable with published ones."
+        )
+    return warnings
+
+
+def describe_conditions(study: TransferStudy) -> str:
+    """Say on what and when the times were taken."""
+    environment = study.conditions.environment
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "torchvision") if name in environment)
+    threads = sorted({subject.config.threads for subject in study.subjects})
+    device = f"{environment.get('device', 'unknown hardware')} (--device {study.conditions.device})"
+    counts = " or ".join(map(str, threads))
+    return f"Measured on {device}, {counts} CPU threads, {versions}, {study.conditions.begun} UTC."
 
 
 def _read_all(study: TransferStudy, ground: Ground, name: str) -> tuple[float | None, ...]:

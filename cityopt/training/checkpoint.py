@@ -158,7 +158,11 @@ def load_model(path: Path) -> tuple[SegmentationModel, RunConfig]:
 
     Nothing is downloaded. Raises WeightsError: as `load_checkpoint`, or weights that do not fit the config inside.
     """
-    content = load_checkpoint(path)
+    return rebuild_model(load_checkpoint(path), path)
+
+
+def rebuild_model(content: Mapping[str, Any], path: Path) -> tuple[SegmentationModel, RunConfig]:
+    """Rebuild the model of a checkpoint that was read from `path`; see `load_model`."""
     try:
         config = validate(RunConfig, content["config"], origin=str(path))
         model = build_model(config.model, state=content["model"])

@@ -15,9 +15,10 @@ from cityopt.evaluation.overlays import encode_picture
 from cityopt.evaluation.transfer import StreetJudge
 from cityopt.labels import RIDER, THING_NAMES
 from cityopt.models.masks import Prediction, encode_masks
-from cityopt.training import transfer
+from cityopt.training import transfer_comparison
 from cityopt.training.conversion import _describe_run
-from cityopt.training.transfer import COCO, STREETS, Ground, Subject, TransferStudy, compare_subjects
+from cityopt.training.transfer_comparison import compare_subjects
+from cityopt.training.transfer_study import COCO, STREETS, Conditions, Ground, Subject, TransferStudy
 
 GRIDS = {"mask_rcnn_coco": 14, "point_rend_coco": 56}
 
@@ -43,8 +44,10 @@ def find_truth(raster, side: int, rng) -> Prediction:
 def make_transfer(images: Mapping[str, tuple], root: Path, *, on_coco: bool = True) -> TransferStudy:
     """Return a study of two models on streets: (pixels, raster) by name. On COCO both are said to score half more."""
     grounds = [Ground(STREETS, root, "val", len(images), len(images), "1024 x 2048")]
-    grounds += [Ground(COCO, root / "coco", "val2017", 2, 5000, "800/1333")] if on_coco else []
-    study = TransferStudy(grounds)
+    grounds += [Ground(COCO, root / "coco", "val2017", 2, 5000, "800/1333", num_published=5000)] if on_coco else []
+    environment = {"device": "a card", "torch": "2.9", "torchvision": "0.24", "cityopt": "1.0", "platform": "Linux"}
+    conditions = Conditions(limit=2 if on_coco else None, begun="2026-11-26 10:00:00", environment=environment)
+    study = TransferStudy(grounds, conditions=conditions)
     for label, side in GRIDS.items():
         family = label.removesuffix("_coco")
         model = ModelConfig(family=family, classes="coco", weights="x.pkl", flavour="detectron2", anchors="default")
@@ -59,7 +62,7 @@ def make_transfer(images: Mapping[str, tuple], root: Path, *, on_coco: bool = Tr
             subject.judged[COCO] = raise_scores(subject.judged[STREETS])
         study.subjects.append(subject)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "AP_DRAWS", 50)
+        patch.setattr(transfer_comparison, "AP_DRAWS", 50)
         study.comparisons = compare_subjects(*study.subjects)
     draw_pictures(study, images)
     return study

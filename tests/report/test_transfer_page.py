@@ -9,15 +9,19 @@ from fake_transfers import make_transfer
 from page_reader import PageReader
 from rich.console import Console
 
-from cityopt.errors import ConfigError
+from cityopt.errors import ConfigError, StoreError
 from cityopt.evaluation.close_ups import choose_close_ups, draw_close_up
 from cityopt.evaluation.coco_ap import annotate_raster
+from cityopt.evaluation.paired import MIN_IMAGES
 from cityopt.labels import THING_NAMES
 from cityopt.report.document import POLICY
 from cityopt.report.markup import escape
+from cityopt.report.transfer_charts import draw_classes, name_marks
 from cityopt.report.transfer_page import reach_verdict, write_transfer_page
-from cityopt.report.transfer_table import print_transfer
-from cityopt.report.transfer_write import check_out, repeat
+from cityopt.report.transfer_table import describe_comparison, print_transfer
+from cityopt.report.transfer_tables import Row, list_warnings
+from cityopt.report.transfer_write import check_out, list_params, repeat, write_pictures
+from cityopt.training.transfer_study import COCO, Ground
 
 NAMES = ("scores", "classes", "drop", "boundaries", "pictures", "speed", "origin", "repeat")
 
@@ -35,7 +39,7 @@ def draw_street(number: int):
 
 @pytest.fixture(scope="module")
 def images():
-    return {f"ulm_{number:06d}_000019": draw_street(number) for number in range(5)}
+    return {f"ulm_{number:06d}_000019": draw_street(number) for number in range(MIN_IMAGES)}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,9 @@ def test_drop_is_the_difference_of_one_protocol_on_the_shared_classes(page, stud
     coco, streets = (study.subjects[1].judged[key].metrics["shared/coco/segm/ap"] for key in ("coco", "cityscapes"))
     assert rows["all seven classes"] == [f"{coco:.4f}", f"{streets:.4f}", f"−{coco - streets:.4f}"]
     assert "rider" not in rows and "bicycle" in rows
+    box = study.subjects[1].judged["coco"].metrics["shared/coco/bbox/ap_large"]
+    assert rows["large objects, box"][0] == f"{box:.4f}"
+    assert "a person found on a rider is neither right nor wrong" in PageReader(page).sections["drop"].text
 
 
 def test_verdict_is_that_of_the_paired_comparison(study):
@@ -85,6 +92,17 @@ def test_verdict_is_that_of_the_paired_comparison(study):
     assert "cannot be told apart" in reach_verdict(replace(study, comparisons=[doubtful]))[0]
     nothing = replace(comparison, found=replace(comparison.found, num_images=0))
     assert "no object in common" in reach_verdict(replace(study, comparisons=[nothing]))[0]
+
+
+def test_verdict_says_that_images_are_too_few_and_names_every_later_model(study):
+    comparison = study.comparisons[0]
+    nan = float("nan")
+    few = replace(comparison.found, low=nan, high=nan, p_bootstrap=nan, p_wilcoxon=nan, num_images=3)
+    third = replace(comparison, second="third", found=few)
+    headline, detail = reach_verdict(replace(study, comparisons=[comparison, third]))
+    assert "fit better" in headline and "third’s boundaries cannot be told apart from mask_rcnn_coco’s" in detail
+    assert "3 images are too few to decide anything (under 10)" in detail
+    assert describe_comparison(third).endswith("on 3 images: too little to decide")
 
 
 def test_part_of_the_images_is_named_as_such(page, study):
@@ -101,6 +119,59 @@ def test_single_model_on_streets_alone_has_a_page(images, tmp_path):
     study.subjects, study.comparisons, study.close_ups = study.subjects[:1], [], []
     read = PageReader(write_transfer_page(study, command="x"))
     assert tuple(read.sections) == ("header", "scores", "classes", "speed", "origin", "repeat")
+    charts = [attributes["aria-label"] for tag, attributes in read.elements if tag == "svg"]
+    assert charts == [f"{x} by class" for x in ("Cityscapes AP", "Cityscapes AP50", "COCO mask AP", "Boundary mask AP")]
+
+
+def test_chart_has_a_mark_for_every_model_and_class_that_has_a_score():
+    rows = [Row("person", (0.5, 0.25, None)), Row("bus", (None, None, None)), Row("car", (0.1, 0.2, 0.4))]
+    chart = PageReader(draw_classes(rows, ["a", "b", "c"], "AP"))
+    marks = [attributes for tag, attributes in chart.elements if tag == "circle"]
+    tips = [mark["data-tip"] for mark in marks]
+    assert tips == ["person, a: 0.5000", "person, b: 0.2500", "car, a: 0.1000", "car, b: 0.2000", "car, c: 0.4000"]
+    places = [float(mark["cx"]) for mark in marks]
+    pixels_per_score = (places[0] - places[1]) / 0.25
+    assert places[4] - places[3] == pytest.approx(0.2 * pixels_per_score, abs=0.2)
+    assert [mark["class"] for mark in marks] == ["anchor", "anchor filled", "anchor", "anchor filled", "anchor filled"]
+    assert [float(mark["opacity"]) for mark in marks[2:]] == [1, 0.5, 1]
+    assert name_marks(["a"]) == "○ a" and name_marks(["a", "b", "c"]).startswith("○ a; ● b, c")
+
+
+def test_other_size_and_other_images_are_warned_of(study):
+    small = replace(study, conditions=replace(study.conditions, size=(256, 512)))
+    assert not any("1024" in warning for warning in list_warnings(study))
+    assert any("at 256 x 512, not at 1024 x 2048" in warning for warning in list_warnings(small))
+    other = replace(study.grounds[1], num_images=3, num_in_split=3)
+    warned = list_warnings(replace(study, grounds=[study.grounds[0], other]))
+    assert warned == ["The root of COCO has 3 images, but val2017 has 5000: no number here is that of val2017."]
+    header = PageReader(write_transfer_page(small, command="x")).sections["header"].text
+    assert "not comparable with published ones" in header
+
+
+@pytest.mark.parametrize(
+    ("judged", "there", "prefix"),
+    [
+        (5000, 5000, "coco_val2017"),
+        (7, 5000, "coco_val2017_first_7"),
+        (3, 3, "coco_val2017_other_3"),
+        (2, 3, "coco_val2017_other_2"),
+    ],
+)
+def test_names_of_metrics_say_whether_images_are_the_splits_own(tmp_path, judged, there, prefix):
+    ground = Ground(COCO, tmp_path, "val2017", judged, there, "800/1333", num_published=5000)
+    assert ground.prefix == prefix
+
+
+def test_times_come_with_hardware_versions_and_date(page, study):
+    text = PageReader(page).sections["speed"].text
+    for said in ("a card", "torch 2.9", "2026-11-26 10:00:00 UTC", "CPU threads"):
+        assert said in text
+    params = list_params(study, study.subjects[0])
+    assert params["environment.device"] == "a card" and params["environment.torch"] == "2.9"
+    assert params["environment.threads"] == study.subjects[0].config.threads
+    assert (params["size"], params["device"], params["limit"]) == ("1024x2048", "cpu", 2)
+    written = study.to_json()
+    assert written["conditions"]["environment"]["device"] == "a card" and written["conditions"]["limit"] == 2
 
 
 def test_terminal_says_what_the_page_says(study, capsys):
@@ -134,6 +205,30 @@ def test_command_repeats_the_study(study, tmp_path):
     words = repeat(study, tmp_path / "out")
     assert words.startswith("cityopt transfer --weights mask_rcnn_coco.pt --weights point_rend_coco.pt --coco ")
     assert "--limit 2" in words and "--size" not in words
+
+
+def test_command_names_store_device_and_scenes_that_were_made(study, tmp_path):
+    made = replace(study.grounds[0], root=tmp_path / "cache", given="synthetic")
+    conditions = replace(study.conditions, limit=None, size=(64, 128), device="cuda:1", store=tmp_path / "store")
+    words = repeat(replace(study, grounds=[made], conditions=conditions), tmp_path / "out")
+    assert f"--data synthetic --size 64x128 --device cuda:1 --store {tmp_path / 'store'} --out" in words
+    assert "--coco" not in words and "--limit" not in words and "cache" not in words
+
+
+def test_pictures_of_an_earlier_study_go_and_others_stay(study, tmp_path):
+    for name in ("09_gain_old.jpg", "holiday.jpg"):
+        (tmp_path / name).touch()
+    write_pictures(study, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "holiday.jpg" in names and "09_gain_old.jpg" not in names and len(names) == len(study.close_ups) + 1
+
+
+def test_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="must be writable"):
+        check_out(tmp_path / "file" / "out")
+    check_out(tmp_path / "new" / "out")
+    assert (tmp_path / "new" / "out").is_dir() and not list((tmp_path / "new" / "out").iterdir())
 
 
 def test_folder_that_holds_something_else_is_refused(tmp_path):

@@ -25,6 +25,7 @@ from cityopt.models.build import build_model
 from cityopt.models.masks import Prediction
 from cityopt.settings import replace_section
 from cityopt.training import transfer as story
+from cityopt.training import transfer_comparison
 from cityopt.training.checkpoint import load_model, save_converted
 from cityopt.training.transfer import run_transfer
 
@@ -100,7 +101,8 @@ def to_tensor(pixels) -> torch.Tensor:
 def transfer(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "SHORT_PX", SIZE[0])
     monkeypatch.setattr(judging, "LONG_PX", SIZE[1])
-    monkeypatch.setattr(story, "AP_DRAWS", 20)
+    monkeypatch.setattr(transfer_comparison, "AP_DRAWS", 20)
+    monkeypatch.setitem(story.NUM_IMAGES, "val2017", 3)
     monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
 
     def transfer(*models: Path, **options):
@@ -173,6 +175,8 @@ def test_study_gives_the_numbers_that_the_protocols_give_by_hand(transfer, check
     for run in runs:
         assert run.info.status == "FINISHED" and run.data.params["origin.licence"] == "CC <BY>"
         assert "val_first_2/cityscapes/ap50" in run.data.metrics
+        assert (run.data.params["size"], run.data.params["device"], run.data.params["limit"]) == ("64x128", "cpu", "2")
+        assert run.data.params["environment.torch"] == torch.__version__ and run.data.params["environment.device"]
     code, out, _ = call("transfer", *models[:2], "--data", streets, *options[4:6], *places, "--json")
     assert code == 0 and json.loads(out)["comparisons"] == []
 
@@ -181,8 +185,16 @@ def test_coco_alone_and_streets_alone_are_enough(transfer, checkpoints, roots):
     alone = transfer(checkpoints[0], coco=roots[0], limit=1)
     assert [ground.key for ground in alone.grounds] == ["coco"]
     assert all(name.startswith("coco_val2017_first_1/") for name in alone.list_metrics(alone.subjects[0]))
-    streets = transfer(checkpoints[0], data=str(roots[1]), limit=1)
+    told: list[tuple[str, int, int]] = []
+    streets = transfer(checkpoints[0], data=str(roots[1]), limit=1, on_progress=lambda *words: told.append(words))
     assert [ground.prefix for ground in streets.grounds] == ["val_first_1"]
+    assert told == [("mask_rcnn_coco on Cityscapes", done, 1) for done in (0, 1)]  # the clock runs from 0
+
+
+def test_root_with_a_part_of_val2017_gives_no_official_names(transfer, checkpoints, roots, monkeypatch):
+    monkeypatch.setitem(story.NUM_IMAGES, "val2017", 5000)
+    study = transfer(checkpoints[0], coco=roots[0])
+    assert all(name.startswith("coco_val2017_other_3/") for name in study.list_metrics(study.subjects[0]))
 
 
 def test_study_is_refused_without_any_root(transfer, checkpoints):
