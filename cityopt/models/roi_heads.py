@@ -191,11 +191,14 @@ class RoiHeads(nn.Module):
 def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side: int, shift: float = 0.0) -> Tensor:
     """Return the regions `(R, C, side, side)`, each from the level of P2..P5 that suits its size.
 
-    `shift` moves them, in cells of their level: networks that were trained with RoIAlign's first version want .5.
+    `shift` moves them, in cells of their level: networks that were trained with RoIAlign's first version want .5. That
+    version also made regions of less than a cell one cell wide, and so does any shift.
     """
     level = find_levels(boxes)
     if shift:
-        boxes = boxes + shift * boxes.new_tensor(STRIDES)[level, None]
+        cell_R1 = boxes.new_tensor(STRIDES)[level, None]
+        low, high = torch.split(boxes + shift * cell_R1, 2, dim=1)
+        boxes = torch.cat([low, high.maximum(low + cell_R1)], dim=1)
     if boxes.is_cuda and (cut_pyramid := find_kernel()) is not None:
         return cut_pyramid(features, boxes, images, level, side)
     rows, parts = [], []

@@ -2,11 +2,19 @@
 
 Names are torchvision's already, of 2019 or of today. What else differs goes
 - into the state: 91 rows of its heads, of which 10 belong to no category, and norms that were trained without epsilon;
-- into the config: `flavour: torchvision_coco`, whose regions lie half a cell further, as RoIAlign once had them, and
-  its anchors, which it rounds.
+- into the config: `flavour: torchvision_coco`, whose regions lie half a cell further and are at least a cell wide, as
+  RoIAlign once had them, and its anchors, which it rounds.
 
-Not the same: how many samples a cell of a large region averages (there 2 x 2, here one per pixel of the map), and how
-masks are pasted (there in rounded boxes). Both only blur what torchvision says.
+Not the same, so that a score is near torchvision's own and not equal to it:
+- how many samples a cell of a large region averages (there 2 x 2, here one per pixel of the map);
+- how masks are pasted (there in rounded boxes);
+- where the anchors of P6 lie: here 64 px apart; there 61 or 62, where a padded side is no multiple of 64, such as 800,
+  which at the bottom of an image adds up to as much as 42 px;
+- how images are resized (there without antialiasing, and rounded down).
+
+A file is taken for the published one by its names of 2019. Weights that were loaded from it and saved anew under
+today's names look like weights that trained on with epsilon, so their norms are left as they are, too weak by a share
+of 5e-6 / variance: convert the published file itself.
 
 Source: torchvision.models.detection (mask_rcnn, anchor_utils, `overwrite_eps`).
 """

@@ -29,23 +29,24 @@ def _detector():
 
 @pytest.mark.slow
 def test_heads_say_what_torchvisions_say_of_the_same_regions(detector, tmp_path):
-    """Of regions that take two samples a cell in both: sides of 28 to 56 px, on P2."""
+    """Of regions that take two samples a cell in both: sides of 7 to 14 cells, on P2, and of just 14 from P3 to P5."""
     torch.save(detector.state_dict(), tmp_path / "coco.pth")
     report = convert_weights(tmp_path / "coco.pth", tmp_path / "coco.pt")
     assert (report.framework, report.classes, report.num_tensors) == ("torchvision", "coco", 307)
     ours, config = load_model(tmp_path / "coco.pt")
     assert (config.study, config.model.flavour) == ("torchvision", "torchvision_coco")
     generator = torch.Generator().manual_seed(1)
-    features = [torch.randn(1, 256, 64 // 2**i, 64 // 2**i, generator=generator) for i in range(4)]
-    boxes = torch.tensor([[20.0, 30, 60, 80], [100, 8, 148, 42], [10, 20, 40, 70], [190.5, 150.2, 245, 201]])
+    features = [torch.randn(1, 256, 128 // 2**i, 128 // 2**i, generator=generator) for i in range(4)]
+    boxes = torch.tensor([[20.0, 30, 60, 80], [100, 8, 148, 42], [10, 20, 40, 70], [190.5, 150.2, 245, 201],
+                          [16, 24, 128, 136], [32, 64, 256, 288], [32, 0, 480, 448]])  # fmt: skip
     named = {str(place): level for place, level in enumerate(features)}
     with torch.no_grad():
-        pooled = detector.roi_heads.box_roi_pool(named, [boxes], [(256, 256)])
+        pooled = detector.roi_heads.box_roi_pool(named, [boxes], [(512, 512)])
         logits, offsets = detector.roi_heads.box_predictor(detector.roi_heads.box_head(pooled))
-        found = ours.roi_heads._classify(features, boxes, torch.zeros(4, dtype=torch.int64))
+        found = ours.roi_heads._classify(features, boxes, torch.zeros(7, dtype=torch.int64))
     rows = [0, *COCO_IDS]
     torch.testing.assert_close(found[0], logits[:, rows], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[1].reshape(4, 81, 4), offsets.reshape(4, 91, 4)[:, rows], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found[1].reshape(7, 81, 4), offsets.reshape(7, 91, 4)[:, rows], atol=1e-4, rtol=1e-3)
 
 
 def test_regions_lie_where_the_first_roi_align_put_them():
@@ -56,6 +57,15 @@ def test_regions_lie_where_the_first_roi_align_put_them():
     for place, level in enumerate(features):
         wanted = roi_align(level, [boxes[place : place + 1]], 7, 1 / (4 * 2**place), aligned=False)
         torch.testing.assert_close(found[place : place + 1], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_regions_of_less_than_a_cell_are_one_cell_as_in_the_first_roi_align():
+    generator = torch.Generator().manual_seed(3)
+    features = [torch.randn(1, 3, 128 // 2**i, 128 // 2**i, generator=generator) for i in range(4)]
+    boxes = torch.tensor([[20.0, 30, 22, 32], [40, 50, 41, 90], [300, 200, 340, 201.5], [500, 490, 502, 493]])
+    found = cut_regions(features, boxes, torch.zeros(4, dtype=torch.int64), 7, 0.5)
+    wanted = roi_align(features[0], [boxes], 7, 1 / 4, aligned=False)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_anchors_are_torchvisions_rounded_ones():
