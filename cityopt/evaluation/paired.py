@@ -135,7 +135,7 @@ def _read_draws(drawn: Floats, count: int) -> tuple[float, float, float]:
     widening = math.sqrt(count / (count - 1))
     tail = norm.cdf(widening * t.ppf((1 - CONFIDENCE) / 2, count - 1))
     low, high = np.quantile(known, [tail, 1 - tail])
-    # Draws that lie beyond zero on the lesser side, one more than there are: a p of 0 would be too sure of itself.
+    # Draws that lie beyond zero on the lesser side, one at least: a p of 0 would be too sure of itself.
     beyond = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
-    share = min(0.5, (beyond + 1) / (len(known) + 1))
+    share = min(0.5, max(beyond / len(known), 1 / (len(known) + 1)))
     return float(low), float(high), float(2 * t.cdf(norm.ppf(share) / widening, count - 1))

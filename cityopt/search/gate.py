@@ -5,6 +5,7 @@ see the same images now, in this environment, and the images are drawn with repl
 interval of its lead leaves zero out. A lead on fewer than `MIN_IMAGES` images proves nothing.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,11 @@ import numpy as np
 from cityopt.config import RunConfig
 from cityopt.errors import StoreError
 from cityopt.evaluation.image_scores import Rows
-from cityopt.evaluation.paired import CONFIDENCE, DRAWS, PairedDifference, compare_scores
+from cityopt.evaluation.paired import CONFIDENCE, DRAWS, MIN_IMAGES, PairedDifference, compare_scores
 from cityopt.search.observer import Observer
 from cityopt.tracking.mlflow_registry import ModelVersion, resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore
 
-MIN_IMAGES = 6
-"""With fewer, even a lead on every image has a chance of over 2.5 % among equals."""
 _ENVIRONMENT = ("torch", "torchvision", "numpy", "python", "platform", "device", "cuda")
 
 
@@ -36,17 +35,17 @@ class Contest:
 
     def is_won(self, direction: str) -> bool:
         """Say whether the newcomer is better than chance explains."""
-        won = self.paired.low > 0 if direction == "maximize" else self.paired.high < 0
-        return won and self.paired.num_images >= MIN_IMAGES
+        return self.paired.low > 0 if direction == "maximize" else self.paired.high < 0
 
     def __str__(self) -> str:
         paired = self.paired
+        numbers = f"{self.metric} {self.newcomer:.4f} against {self.champion:.4f}, {paired.difference:+.4f}"
+        if math.isnan(paired.low):
+            few = f"under {MIN_IMAGES}" if paired.num_images < MIN_IMAGES else "few show what is scored"
+            return f"{numbers} on {paired.num_images} images, too few images to prove anything ({few})"
         interval = f"{CONFIDENCE:.0%} interval {paired.low:+.4f} to {paired.high:+.4f}"
-        few = f", too few images to prove anything (under {MIN_IMAGES})" if paired.num_images < MIN_IMAGES else ""
-        return (
-            f"{self.metric} {self.newcomer:.4f} against {self.champion:.4f}, {paired.difference:+.4f}, {interval}, "
-            f"p {paired.p_bootstrap:.3f}, paired bootstrap over {paired.num_images} images{few}"
-        )
+        images = f"paired bootstrap over {paired.num_images} images"
+        return f"{numbers}, {interval}, p {paired.p_bootstrap:.3f}, {images}"
 
 
 def hold_contest(

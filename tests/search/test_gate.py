@@ -10,7 +10,7 @@ import pytest
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError, StoreError
 from cityopt.evaluation.image_scores import SemanticScores
-from cityopt.evaluation.paired import PairedDifference
+from cityopt.evaluation.paired import MIN_IMAGES, PairedDifference
 from cityopt.search import gate, registration
 from cityopt.search.gate import Contest, describe_origins, hold_contest
 from cityopt.search.observer import Observer
@@ -79,10 +79,12 @@ def test_twin_worse_model_and_lucky_lead_do_not_pass(contest, lead):
 
 
 def test_lead_on_few_images_proves_nothing(contest):
-    found = contest(np.full(5, 0.4), np.full(5, 0.3))
-    assert found.paired.verdict == "worse" and not found.is_won("minimize")  # a difference below zero is a lower loss
+    few = MIN_IMAGES - 1
+    found = contest(np.full(few, 0.4), np.full(few, 0.3))
+    assert found.paired.difference < 0 and not found.is_won("minimize")  # a difference below zero is a lower loss
     assert judge(found)[0] == "challenger" and "too few images" in str(found)
-    assert contest(np.full(6, 0.4), np.full(6, 0.3)).is_won("minimize")
+    assert "nan" not in str(found)
+    assert contest(np.full(MIN_IMAGES, 0.4), np.full(MIN_IMAGES, 0.3)).is_won("minimize")
 
 
 def test_direction_says_which_side_of_zero_wins():

@@ -10,6 +10,7 @@ from conftest import write_frame
 
 from cityopt.config import ModelConfig, RunConfig
 from cityopt.errors import ConfigError, DataError
+from cityopt.evaluation.paired import MIN_IMAGES
 from cityopt.models.build import build_model
 from cityopt.settings import replace_section
 from cityopt.training import model_comparison
@@ -23,7 +24,7 @@ UNET = ModelConfig(family="unet", weights="none", freeze_depth=0, start_channels
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("streets")
-    for number in range(7):
+    for number in range(MIN_IMAGES):
         write_frame(root, "val", "lund", number)
     return root
 
@@ -68,12 +69,12 @@ def test_scores_are_those_of_evaluate_and_every_image_has_a_winner_or_is_even(co
             assert row.paired.difference == pytest.approx(row.second - row.first)
             assert row.paired.low <= row.paired.difference <= row.paired.high
     leads = [pair.second - pair.first for pair in found.images]
-    assert leads == sorted(leads) and len(leads) == 7
+    assert leads == sorted(leads) and len(leads) == MIN_IMAGES
     assert found.wins == (sum(lead < 0 for lead in leads), sum(lead > 0 for lead in leads))
     assert len(found.shown) <= 2 * NUM_PICTURES and all(len(pair.pictures) == 2 for pair in found.shown)
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["metrics"]["val/semantic/miou"]["second"] == pytest.approx(official[1].metrics["val/semantic/miou"])
-    assert len(document["images"]) == 7
+    assert len(document["images"]) == MIN_IMAGES
 
 
 def test_order_of_the_models_turns_every_difference_round(compare):
