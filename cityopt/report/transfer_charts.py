@@ -85,6 +85,7 @@ def _draw_row(label: str, spots: Sequence["_Spot"], axis: Axis, place: int) -> l
         parts.append(void("line", class_="axis", x1=number(min(places)), x2=number(max(places)), y1=y, y2=y))
     for x, spot in zip(places, spots, strict=True):
         mark = "anchor filled" if spot.is_filled else "anchor"
+        radius = 4.6 if spot.is_filled else 6  # seen around a filled one on the same place
         shade = number(spot.opacity)
-        parts.append(void("circle", class_=mark, cx=number(x), cy=y, r=4.6, opacity=shade, data_tip=spot.tip))
+        parts.append(void("circle", class_=mark, cx=number(x), cy=y, r=radius, opacity=shade, data_tip=spot.tip))
     return parts

@@ -53,12 +53,12 @@ def run_transfer(
     checkpoints = [resolve_checkpoint(store, reference) for reference in references]
     subjects = [_describe(r, c, label) for r, c, label in zip(references, checkpoints, _label(references), strict=True)]
     images = index_coco(coco) if coco is not None else []
-    frames, root = _open_streets(data, coco, store, on_progress)
+    frames, root, given = _open_streets(data, coco, store, on_progress)
     if not frames and (wrong := [subject.reference for subject in subjects if not subject.knows_coco]):
         raise WeightsError(f"{wrong[0]} must know COCO's 80 classes to be judged on COCO, but knows Cityscapes' 8.")
     grounds = []
     if frames:
-        seen, given = "{} x {}".format(*size), SYNTHETIC if data == SYNTHETIC else ""
+        seen = "{} x {}".format(*size)
         grounds.append(Ground(STREETS, root, "val", len(frames[:limit]), len(frames), seen, given=given))
     if coco is not None:
         counts = len(images[:limit]), len(images)
@@ -129,13 +129,16 @@ def _describe(reference: str, checkpoint: Path, label: str) -> Subject:
 
 def _open_streets(
     data: str | None, coco: Path | None, store: Path, on_progress: OnProgress
-) -> tuple[list[Frame], Path]:
-    """Return the labelled images of val and their root; none where only COCO is given. Raises DataError."""
+) -> tuple[list[Frame], Path, str]:
+    """Return the labelled images of val, their root, and what it was called; none where only COCO is given.
+
+    Raises DataError.
+    """
     try:
         root = choose_root(data, None)
     except DataError as error:
         if coco is not None:
-            return [], Path()
+            return [], Path(), ""
         raise DataError(f"{error} Or judge on COCO alone: --coco COCO_ROOT.") from error
     if root == SYNTHETIC:
         scenes = SyntheticConfig()
@@ -144,4 +147,4 @@ def _open_streets(
         folder = Path(root)
     frames = index_split(folder, "val")
     check_completeness(folder, "val", frames)
-    return list(frames), folder
+    return list(frames), folder, str(root)

@@ -36,7 +36,7 @@ class Ground:
     num_published: int | None = None
     """Images that the split has where it comes from; None is as many as the root has."""
     given: str = ""
-    """What the root was called by who began the study, where that is not its folder: `synthetic`."""
+    """What `--data` or its variable called the root, `synthetic` say; empty means its folder."""
 
     @property
     def is_other(self) -> bool:

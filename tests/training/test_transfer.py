@@ -197,6 +197,12 @@ def test_root_with_a_part_of_val2017_gives_no_official_names(transfer, checkpoin
     assert all(name.startswith("coco_val2017_other_3/") for name in study.list_metrics(study.subjects[0]))
 
 
+def test_scenes_that_were_made_keep_their_name(transfer, checkpoints, roots, monkeypatch):
+    monkeypatch.setattr(story, "make_scenes", lambda *_: roots[1])
+    (ground,) = transfer(checkpoints[0], data="synthetic", limit=1).grounds
+    assert (ground.given, ground.root) == ("synthetic", roots[1])
+
+
 def test_study_is_refused_without_any_root(transfer, checkpoints):
     with pytest.raises(DataError, match=r"no dataset.*--data synthetic.*--coco COCO_ROOT"):
         transfer(checkpoints[0])
