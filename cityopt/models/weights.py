@@ -61,6 +61,8 @@ _IMAGENET = {
     "resnet101": ResNet101_Weights,
 }
 _ENCODER = "network.encoder."
+_ADVICE = "Set `model.backbone` and the widths (`model.stem_channels`, `model.fpn_channels`, …) to the file's."
+_ENCODER_ADVICE = "Give a classifier's file of a ResNet-34, or a checkpoint of `model.family: unet_resnet34`."
 _COUNTER = ".num_batches_tracked"
 _CLASS_WEIGHTS = "class_weights"
 
@@ -306,7 +308,7 @@ def _match_encoder(network: nn.Module, state: Mapping[str, Tensor], origin: str)
     else:
         wanted = network.state_dict()
     given = {key: value for key, value in state.items() if not _is_own(key)}
-    _check_fit({key: value for key, value in wanted.items() if not _is_own(key)}, given, origin)
+    _check_fit({key: value for key, value in wanted.items() if not _is_own(key)}, given, origin, _ENCODER_ADVICE)
     return given
 
 
@@ -327,13 +329,13 @@ def _check_flavour(content: Any, model: ModelConfig, path: Path) -> None:
         )
 
 
-def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str, advice: str = _ADVICE) -> None:
     problems = list_misfits(wanted, state)
     if problems:
         raise WeightsError(
             f"the tensors of {origin} must fit the network of `model`, but these do not:\n"
             + "\n".join(problems)
-            + "\nSet `model.backbone` and the widths (`model.stem_channels`, `model.fpn_channels`, …) to the file's."
+            + f"\n{advice}"
         )
 
 

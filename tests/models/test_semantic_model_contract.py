@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cityopt.config import ModelConfig
+from cityopt.errors import WeightsError
 from cityopt.models.build import build_model
 from cityopt.models.semantic_model import CLASS_IDS, NUM_CLASSES, SemanticModel
 
@@ -17,6 +18,7 @@ PLAIN = {"weights": "none", "freeze_depth": 0}
 FAMILIES = {
     "unet": ModelConfig(family="unet", start_channels=8, depth=3, **PLAIN),
     "unet_group_norm": ModelConfig(family="unet", start_channels=8, depth=2, norm="group", **PLAIN),
+    "unet_no_norm": ModelConfig(family="unet", start_channels=8, depth=1, norm="none", **PLAIN),
     "unet_odd_groups": ModelConfig(family="unet", start_channels=6, depth=1, norm="group", **PLAIN),
     "unet_resnet34": ModelConfig(family="unet_resnet34", **PLAIN),
     "semantic_fpn": SMALL.model_copy(update={"family": "semantic_fpn", "semantic_head_channels": 16}),
@@ -88,6 +90,14 @@ def test_loss_and_predict_take_odd_and_different_sizes(config: ModelConfig, size
     assert [one.size for one in found] == list(sizes)
     assert all(one.label_ids.dtype == np.uint8 and set(np.unique(one.label_ids)) <= set(CLASS_IDS) for one in found)
     assert [one.size for one in model.predict(images, sizes=[(50, 70)] * len(images))] == [(50, 70)] * len(images)
+
+
+def test_logits_are_those_of_the_image_with_its_border_repeated_when_it_has_no_whole_cells(config: ModelConfig) -> None:
+    cell = 2**config.depth if config.family == "unet" else 32
+    ((image,), _), model = draw_batch((67, 101)), build(config).eval()
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, -67 % cell), (0, -101 % cell)), mode="edge"))
+    expected = model.find_logits([padded])[0][:, :67, :101]
+    torch.testing.assert_close(model.find_logits([image])[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_logits_do_not_depend_on_what_else_is_in_the_batch(config: ModelConfig) -> None:
@@ -175,6 +185,19 @@ def test_semantic_fpn_sums_its_levels_at_a_quarter_of_the_image() -> None:
     logits += state["classifier.bias"].view(1, -1, 1, 1)
     expected = functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.classify(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_another_encoder_are_refused_with_what_this_one_takes(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
+    config = FAMILIES["unet_resnet34"].model_copy(update={"weights": str(tmp_path / "resnet18.pth")})
+    with pytest.raises(WeightsError) as caught:
+        build_model(config)
+    message = str(caught.value)
+    assert "resnet18.pth" in message and "  network.encoder.layer1.2.conv1.weight: missing" in message
+    assert "a classifier's file of a ResNet-34" in message
+    assert "model.backbone" not in message and "stem_channels" not in message
 
 
 def test_encoder_takes_torchvisions_classifier_when_given_as_path(tmp_path: Path) -> None:

@@ -2,15 +2,22 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from cityscapesscripts.helpers.labels import labels as official_labels
+from conftest import write_frame
+from PIL import Image
 
 from cityopt.config import DEFAULT_ANCHORS, RunConfig
+from cityopt.data.cache import ImageCache
+from cityopt.data.loaders import Batch, build_loader
 from cityopt.errors import ConfigError, DataError, TrainingError
 from cityopt.settings import replace_settings
 from cityopt.tracking.run_folder import NullTracker, RunFolder, StaleAttemptError, begin_attempt, read_records
@@ -305,6 +312,56 @@ def test_run_training_learns_in_bfloat16_with_accumulation_and_clipping(config: 
     run_training(replace_settings(config, settings), NullTracker(), coordinator)
     first, second = (metrics["train/loss/total"] for _, metrics in coordinator.heard)
     assert second < first
+
+
+UNET = {
+    "model.family": "unet",
+    "model.start_channels": 4,
+    "model.depth": 2,
+    "metric": "val/semantic/miou",
+    "data.scale_jitter": (1.0, 1.0),
+}
+
+
+def test_run_training_weighs_classes_by_the_pixels_of_its_own_images(config: RunConfig, tmp_path: Path) -> None:
+    """Against the label files, counted by the official table and weighed by ENet's formula."""
+    settings = {**UNET, "model.class_weights": "balanced"}
+    run_training(replace_settings(config, settings), RunFolder(tmp_path), Coordinator(stop_after=1))
+    assert config.data.root is not None
+    counts = np.zeros(19)
+    for path in Path(config.data.root).glob("gtFine/train/aachen/*_labelIds.png"):
+        raster = np.asarray(Image.open(path))
+        for label in official_labels:
+            if 0 <= label.trainId < 19:
+                counts[label.trainId] += (raster == label.id).sum()
+    assert (counts > 0).sum() == 3
+    expected = 1 / np.log(1.02 + counts / counts.sum())
+    np.testing.assert_allclose(weights(tmp_path / "best.pt")["class_weights"], expected, rtol=1e-6)
+
+
+def test_run_training_draws_images_of_rare_classes_more_often_when_told_so(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of six has cars: worth sqrt(6) of the others, which is 1.97 of an epoch's 6 images."""
+    for number in range(6):
+        write_frame(tmp_path / "tree", "train", "aachen", number, empty=number != 3)
+    write_frame(tmp_path / "tree", "train", "bonn", 0)
+    drawn: list[Counter[str]] = []
+
+    def spy(cache: ImageCache, *args: Any, train: bool, **rest: Any) -> Iterable[Batch]:
+        batches = build_loader(cache, *args, train=train, **rest)
+        drawn.append(Counter(cache.names[index] for batch in batches for index in batch.indices))
+        return batches
+
+    monkeypatch.setattr(run_module, "build_loader", spy)
+    settings = {**UNET, "data.root": str(tmp_path / "tree"), "data.repeat_threshold": 1.0, "cache": str(tmp_path)}
+    run_training(replace_settings(config, settings), NullTracker(), Coordinator())
+    assert [sum(names.values()) for names in drawn] == [6] * 4
+    rare = sum((names["aachen_000003_000019"] for names in drawn), 0)
+    assert 7 <= rare <= 8 and all(max(names.values()) <= 2 for names in drawn)
+    drawn.clear()
+    run_training(replace_settings(config, settings | {"data.repeat_threshold": 0.0}), NullTracker(), Coordinator())
+    assert all(set(names.values()) == {1} for names in drawn)
 
 
 def test_run_training_needs_no_folder(config: RunConfig) -> None:
