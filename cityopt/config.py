@@ -6,8 +6,8 @@ complete: a worker, a test or a notebook can train from it and nothing else. Key
 """
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from cityopt.dimension import Dimension, Scalar, check_conditions
 from cityopt.errors import ConfigError
 from cityopt.image_set import Halves, ImageSet
 from cityopt.promotion import SEARCHED_DATA, PromotionConfig, StageConfig, check_promoted
-from cityopt.search_config import PositiveInt, SearchConfig
+from cityopt.search_config import PositiveInt, SearchConfig, check_comparable, check_loss
 from cityopt.settings import STUDY_NAME, Section, check_settings, name_nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -51,6 +51,8 @@ class DataConfig(Section):
     hflip: Fraction = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Range of the random zoom; below 1 pads with black, above 1 crops."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each side that a random window of a training image has, zoomed to the frame; 1 is the whole image."""
     color_jitter: Fraction = 0.0
     """Strength of random brightness, contrast and saturation (20 % each) and hue (10 %); 1 is all of it, 0 none."""
     blur: Fraction = 0.0
@@ -195,7 +197,8 @@ class TrainingConfig(Section):
     """Share of all steps over which the learning rate rises linearly from a hundredth."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 autocast on CUDA, float32 elsewhere."""
+    """`auto`: bfloat16 on CUDA, float32 elsewhere. bfloat16 is autocast in training steps; weights, optimiser and
+    validation stay float32."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -236,7 +239,8 @@ class StudyConfig(Section):
         if self.search.pruner.name != "none":
             _check_warmup(self)
         check_conditions(self.search.space)
-        _check_depth(self)
+        _turn_error(check_loss, self.search.metric, self.search.space, self.model.class_weights)
+        _check_poolings(self, {})
         _check_overrides(self)
         return self
 
@@ -270,6 +274,10 @@ class RunConfig(Section):
     """Epoch after which training ends, on a schedule that would go on to `training.epochs`."""
     fingerprint: str | None = None
     """Fingerprint that the dataset must have; null takes any."""
+    train_fingerprint: str | None = None
+    """Fingerprint that the labels trained on must have, where they are coarse; null takes any."""
+    weights_hash: str | None = None
+    """Content hash of the file of `model.weights` when the training was planned: another content is another one."""
 
     @property
     def last_epoch(self) -> int:
@@ -288,15 +296,36 @@ def _check_warmup(study: StudyConfig) -> None:
         )
 
 
-def _check_depth(study: StudyConfig) -> None:
-    """Check that a U-Net's poolings leave something of the image."""
-    searched = study.search.space.get("model.depth")
-    deepest = max(study.model.depth, *(int(depth) for depth in searched.examples())) if searched else study.model.depth
-    if study.model.family == "unet" and 2**deepest > min(study.data.size):
+def _check_poolings(study: StudyConfig, settings: Mapping[str, Any], where: str = "") -> None:
+    """Check that a U-Net's poolings leave something of the image, and values enough for a batch norm."""
+    families, (size,) = (_list_values(study, settings, key) for key in ("model.family", "data.size"))
+    deepest = max(int(depth) for depth in _list_values(study, settings, "model.depth"))
+    if "unet" in families and 2**deepest > min(size):
         raise ValueError(
-            f"`model.depth` must be at most {int(math.log2(min(study.data.size)))} at "
-            f"data.size={list(study.data.size)}, since each pooling halves the image, but it may be {deepest}"
+            f"{where}`model.depth` must be at most {int(math.log2(min(size)))} at data.size={list(size)}, "
+            f"since each pooling halves the image, but it may be {deepest}"
         )
+    cells = {"unet": 2**deepest, "unet_resnet34": 32}
+    if "batch" not in _list_values(study, settings, "model.norm"):
+        del cells["unet"]
+    batches, steps = (_list_values(study, settings, f"training.{key}") for key in ("batch_size", "accumulation"))
+    alone = min(batches) <= max(steps)
+    if alone and (single := [family for family in families if cells.get(family, 0) >= max(size)]):
+        raise ValueError(
+            f"{where}micro-batches must have 2 images or more where a {single[0]} leaves a single pixel of "
+            f"data.size={list(size)}, since batch norm needs more than one value, but they may have 1"
+        )
+
+
+def _list_values(study: StudyConfig, settings: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """Return what a training may have: the value of its settings, else what is searched, else the study's own."""
+    if key in settings:
+        return (settings[key],)
+    section, name = key.split(".")
+    own, searched = getattr(getattr(study, section), name), study.search.space.get(key)
+    if searched is None:
+        return (own,)
+    return (*searched.examples(), *([own] if searched.when else []))
 
 
 def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None:
@@ -319,25 +348,34 @@ def _check_dimension(study: StudyConfig, key: str, dimension: Dimension) -> None
             raise ValueError(f"`search.space.{key}.when` must hold for some trial, but {other!r} is never {value!r}")
 
 
-def _check_overrides(study: StudyConfig) -> None:
+def _turn_error(check: Callable[..., None], *arguments: Any) -> None:
+    """Run a check, and raise its ConfigError as the ValueError that a validator is to raise."""
     try:
-        check_promoted(study.promotion.overrides, "promotion.overrides")
+        check(*arguments)
     except ConfigError as error:
         raise ValueError(str(error).removesuffix(".")) from error
-    if study.promotion.overrides:
-        check_settings(study, "promotion.overrides", study.promotion.overrides)
+
+
+def _check_overrides(study: StudyConfig) -> None:
+    overrides, where = study.promotion.overrides, "promotion.overrides"
+    _turn_error(check_promoted, overrides, where)
+    _turn_error(check_comparable, study.search.metric, overrides, where)
+    if overrides:
+        check_settings(study, where, overrides)
+        if not study.promotion.trained:
+            _check_poolings(study, overrides, f"`{where}`: ")
     for stage in study.promotion.trained:
         _check_stage(study, stage)
 
 
 def _check_stage(study: StudyConfig, stage: StageConfig) -> None:
     where = f"promotion.stages.{stage.name}"
-    try:
-        check_promoted(stage.overrides, f"{where}.overrides")
-    except ConfigError as error:
-        raise ValueError(str(error).removesuffix(".")) from error
-    settings = stage.list_settings(study.training.learning_rate)
-    check_settings(study, where, {**study.promotion.overrides, **settings})
+    _turn_error(check_promoted, stage.overrides, f"{where}.overrides")
+    if stage == study.promotion.trained[-1]:
+        _turn_error(check_comparable, study.search.metric, stage.overrides, f"{where}.overrides")
+    settings = {**study.promotion.overrides, **stage.list_settings(study.training.learning_rate)}
+    check_settings(study, where, settings)
+    _check_poolings(study, settings, f"`{where}`: ")
     task = study.model.model_copy(update={"family": stage.model or study.model.family}).task
     if task == "instance" and stage.labels == "coarse":
         raise ValueError(

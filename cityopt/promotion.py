@@ -13,10 +13,10 @@ from cityopt.errors import ConfigError
 from cityopt.image_set import Labels
 from cityopt.settings import Section, name_nearest
 
-SEARCHED_DATA = ("data.hflip", "data.scale_jitter", "data.color_jitter", "data.blur", "data.repeat_threshold")
-"""The settings of `data` that may differ from training to training; all others fix which images there are."""
+SEARCHED_DATA = ("data.hflip", "data.crop", "data.color_jitter", "data.blur", "data.repeat_threshold")
+"""The settings of `data` that trials may differ in: scalars that do not say which images there are."""
 FROM_WEIGHTS = "weights"
-_PROMOTED_DATA = (*SEARCHED_DATA, "data.size", "data.num_workers")
+_PROMOTED_DATA = (*SEARCHED_DATA, "data.scale_jitter", "data.size", "data.num_workers")
 
 
 class StageConfig(Section):

@@ -1,10 +1,12 @@
 """The part of a study's settings that says what is searched, how, and how much it may cost."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from cityopt.dimension import Dimension, Scalar
+from cityopt.errors import ConfigError
 from cityopt.settings import Section
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
@@ -58,3 +60,37 @@ class SearchConfig(Section):
     def _take_out(cls, space: Any) -> Any:
         """Leave out what is null: so a study that extends another takes a dimension from its space."""
         return {k: v for k, v in space.items() if v is not None} if isinstance(space, dict) else space
+
+
+def is_own_loss(metric: str) -> bool:
+    """Say whether a metric is a loss on validation images, by which each model is judged as it was trained."""
+    return metric.startswith("val/loss/")
+
+
+def check_comparable(metric: str, settings: Iterable[str], where: str) -> None:
+    """Check that settings leave the objective what it is. Raises ConfigError: it is a loss, and they change that."""
+    if is_own_loss(metric):
+        _refuse_losses(metric, settings, where)
+
+
+def check_loss(metric: str, space: Iterable[str], class_weights: str) -> None:
+    """Check that a loss as the objective is the same one for all trials, and for the promoted model.
+
+    Raises ConfigError: the space changes it, or its class weights follow the images that each model trains on.
+    """
+    if "/loss/" in metric:
+        _refuse_losses(metric, space, "search.space")
+    if is_own_loss(metric) and metric != "val/loss/dice" and class_weights == "balanced":
+        raise ConfigError(
+            f"`search.metric: {metric}` must be one loss for all models, but with `model.class_weights: balanced` it "
+            "depends on the images that a model was trained on. Use `search.metric: val/semantic/miou`."
+        )
+
+
+def _refuse_losses(metric: str, settings: Iterable[str], where: str) -> None:
+    found = [key for key in settings if key in ("model.loss", "model.focal_gamma", "model.class_weights")]
+    if found:
+        raise ConfigError(
+            f"`{where}` cannot hold {', '.join(found)} beside `search.metric: {metric}`: each model would be judged by "
+            "a loss of its own. Use `search.metric: val/semantic/miou`, or set it for the whole study."
+        )

@@ -7,6 +7,7 @@ import pytest
 from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import check_promoted
+from cityopt.search_config import check_comparable
 from cityopt.study_file import load_study
 
 RATE = "training.learning_rate"
@@ -192,7 +193,7 @@ def test_pruning_is_taken_when_it_begins_beyond_the_warm_up(write_study):
 def test_space_is_refused_when_it_holds_what_is_fixed_for_all_trials(write_study, key):
     """Another value per trial would give each trial other images or anchors, and scores that do not compare."""
     space = {key: {"type": "categorical", "choices": ["kmeans"]}}
-    with pytest.raises(ConfigError, match=rf"cannot hold '{re.escape(key)}'.*data.hflip and data.scale_jitter"):
+    with pytest.raises(ConfigError, match=rf"cannot hold '{re.escape(key)}'.*data.hflip and data.crop"):
         load_study(write_study(search(space)))
 
 
@@ -214,6 +215,90 @@ def test_poolings_are_refused_when_they_leave_nothing_of_the_image(write_study):
     }
     with pytest.raises(ConfigError, match=r"`model.depth` must be at most 6.*may be 7"):
         load_study(write_study(content))
+
+
+UNET = {"family": "unet", "weights": "none", "freeze_depth": 0}
+
+
+def test_poolings_that_are_searched_count_and_not_those_that_no_trial_has(write_study):
+    searched = {"type": "int", "low": 1, "high": 3}
+    content = {"model": UNET, "data": {"size": [8, 16]}}
+    assert load_study(write_study(content | search({"model.depth": searched}))).model.depth == 4
+    rate = {"type": "categorical", "choices": ["sgd", "adam"]}
+    conditional = {"model.depth": {**searched, "when": {"training.optimizer": "sgd"}}, "training.optimizer": rate}
+    with pytest.raises(ConfigError, match="may be 4"):  # the study's own, with adam
+        load_study(write_study(content | search(conditional)))
+
+
+@pytest.mark.parametrize(
+    ("promotion", "where"),
+    [
+        ({"overrides": {"data.size": [8, 16]}}, "promotion.overrides"),
+        ({"overrides": {"model.depth": 5}}, "promotion.overrides"),
+        ({"stages": [{"name": "tune", "overrides": {"data.size": [8, 16]}}]}, "promotion.stages.tune"),
+    ],
+)
+def test_poolings_are_refused_when_a_promotion_leaves_nothing_of_the_image(write_study, promotion, where):
+    content = {"model": {**UNET, "depth": 4}, "data": {"size": [16, 32]}}
+    load_study(write_study(content))
+    with pytest.raises(ConfigError, match=rf"`{where}`: `model.depth` must be at most"):
+        load_study(write_study(content | {"promotion": promotion}))
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "batch", "is_refused"),
+    [
+        (UNET, [16, 16], 1, True),
+        (UNET, [16, 17], 1, False),  # padded to 16 x 32: two values
+        (UNET, [16, 16], 2, False),
+        ({**UNET, "norm": "group"}, [16, 16], 1, False),
+        ({**UNET, "family": "unet_resnet34"}, [24, 32], 1, True),
+        ({**UNET, "family": "unet_resnet34"}, [24, 33], 1, False),
+    ],
+)
+def test_micro_batches_of_one_are_refused_when_a_batch_norm_would_see_one_value(
+    write_study, model, size, batch, is_refused
+):
+    content = {"model": {**model, "depth": 4}, "data": {"size": size}}
+    content["training"] = {"batch_size": 2 * batch, "accumulation": 2}
+    if is_refused:
+        with pytest.raises(ConfigError, match=r"micro-batches must have 2 images or more where a unet"):
+            load_study(write_study(content))
+    else:
+        load_study(write_study(content))
+
+
+FOCAL = {"model.loss": {"type": "categorical", "choices": ["cross_entropy", "focal"]}}
+
+
+@pytest.mark.parametrize("metric", ["val/loss/total", "train/loss/total"])
+def test_losses_cannot_be_searched_when_the_objective_is_a_loss(write_study, metric):
+    semantic = {"model": {"family": "semantic_fpn", "weights": "none"}}
+    with pytest.raises(ConfigError, match=r"`search.space` cannot hold model.loss beside.*street.yaml"):
+        load_study(write_study(semantic | search(FOCAL, metric=metric, direction="minimize")))
+    load_study(write_study(semantic | search(FOCAL, metric="val/semantic/miou")))
+
+
+@pytest.mark.parametrize("key", ["model.loss", "model.focal_gamma", "model.class_weights"])
+def test_promotion_cannot_change_a_loss_that_is_the_objective(write_study, key):
+    value = {"model.loss": "dice", "model.focal_gamma": 1.0, "model.class_weights": "balanced"}[key]
+    for promotion in ({"overrides": {key: value}}, {"stages": [{"name": "tune", "overrides": {key: value}}]}):
+        content = {"model": {"family": "semantic_fpn", "weights": "none"}, "promotion": promotion}
+        with pytest.raises(ConfigError, match=rf"`promotion.*overrides` cannot hold {key}"):
+            load_study(write_study(content | search({}, metric="val/loss/total", direction="minimize")))
+        load_study(write_study(content | search({}, metric="val/semantic/miou")))
+    with pytest.raises(ConfigError, match=r"`--set` cannot hold model.loss"):
+        check_comparable("val/loss/total", ["training.epochs", "model.loss"], "--set")
+    check_comparable("val/semantic/miou", ["model.loss"], "--set")
+
+
+def test_loss_with_class_weights_of_its_own_images_is_no_objective(write_study):
+    model = {"family": "semantic_fpn", "weights": "none", "class_weights": "balanced", "loss": "cross_entropy+dice"}
+    for metric in ("val/loss/total", "val/loss/cross_entropy"):
+        with pytest.raises(ConfigError, match="depends on the images that a model was trained on"):
+            load_study(write_study({"model": model} | search({}, metric=metric, direction="minimize")))
+    for metric in ("val/loss/dice", "val/semantic/miou"):
+        load_study(write_study({"model": model} | search({}, metric=metric)))
 
 
 def test_families_of_different_tasks_are_refused_in_one_space(write_study):

@@ -28,6 +28,7 @@ def augment_sample(
     *,
     hflip: float,
     scale_jitter: tuple[float, float],
+    crop: float = 1.0,
     color_jitter: float = 0.0,
     blur: float = 0.0,
 ) -> _Sample:
@@ -35,11 +36,12 @@ def augment_sample(
 
     `hflip` is the chance of a mirror image. `scale_jitter` is the range of the zoom, drawn evenly in its logarithm:
     above 1 a random crop fills the frame, below 1 the image lies at a random place on black, with id 0.
+    `crop`, in (0, 1], zooms in further, by 1 / crop: alone it shows a random window of that share of each side.
     `color_jitter` is the strength of random colours (see `COLOR_RANGES`), `blur` the chance of a Gaussian blur.
     """
     flip, zoom, down, right = rng.random(4)
     low, high = scale_jitter
-    image, raster = zoom_sample(image, raster, low * (high / low) ** zoom, (down, right))
+    image, raster = zoom_sample(image, raster, low * (high / low) ** zoom / crop, (down, right))
     if flip < hflip:
         image, raster = image[:, ::-1], raster[:, ::-1]
     if color_jitter:

@@ -109,6 +109,7 @@ class _Samples(Dataset[_Sample]):
                 rng,
                 hflip=self.data.hflip,
                 scale_jitter=self.data.scale_jitter,
+                crop=self.data.crop,
                 color_jitter=self.data.color_jitter,
                 blur=self.data.blur,
             )

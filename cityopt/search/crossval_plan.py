@@ -36,7 +36,8 @@ from cityopt.search.study import (
     open_study,
     refuse_other_settings,
 )
-from cityopt.search.sweep import build_facts, warn_of_frozen_noise
+from cityopt.search.sweep import build_facts, warn_of_frozen_noise, warn_of_ignored
+from cityopt.search_config import check_comparable
 from cityopt.settings import replace_section, replace_settings
 from cityopt.study_file import settle_training
 from cityopt.training.crossval import Division, divide_frames
@@ -114,6 +115,7 @@ def open_crossed(
     if config is not None:
         refuse_other_settings(storage, replace_settings(config, own), hash_files(config))
     config = config or settle_paths(begin(own))
+    check_comparable(config.search.metric, extra, "--set")
     root = open_root(replace_settings(config, {"data.root": choose_root(data, config.data.root)}), cache, observer)
     survey = survey_dataset(root, cache, observer.reporter("reading labels"))
     check_fingerprint(survey, facts.fingerprint if facts else None)
@@ -126,6 +128,7 @@ def open_crossed(
 def begin_crossed(opened: Opened, store: Path, data: str | None, observer: Observer) -> tuple[optuna.Study, StudyFacts]:
     """Return a study to write to, begun as a sweep begins it where it is not in the store, with its weights at hand."""
     warn_of_frozen_noise(opened.full, observer)
+    warn_of_ignored(opened.full, observer)
     fetch_weights(opened.full, observer)
     if opened.study is not None and opened.facts is not None:
         return opened.study, opened.facts

@@ -35,7 +35,7 @@ from cityopt.training.objective import check_objective
 COSTLESS = (
     *("training.learning_rate", "training.weight_decay", "training.momentum", "training.schedule"),
     *("training.warmup_fraction", "training.milestones", "training.clip_norm", "training.optimizer"),
-    *("data.hflip", "data.scale_jitter", "model.focal_gamma", "model.class_weights"),
+    *("data.hflip", "model.focal_gamma", "model.class_weights"),
 )
 """Settings that a step costs the same with, whatever their value."""
 

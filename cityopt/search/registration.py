@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cityopt.config import RunConfig
+from cityopt.config import ModelConfig, RunConfig
 from cityopt.errors import StoreError
 from cityopt.search.gate import Contest, describe_origins, hold_contest
 from cityopt.search.observer import Observer
+from cityopt.search_config import is_own_loss
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_registry import (
     CHALLENGER,
@@ -26,7 +27,7 @@ from cityopt.tracking.mlflow_registry import (
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import PARAMS, read_json
 
-_SAME_GROUND = ("fingerprint", "split", "size", "metric")
+_SAME_GROUND = ("fingerprint", "split", "size", "metric", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def register_result(
         "fingerprint": run.fingerprint,
         "split": run.validation_set.describe(),
         "size": "x".join(map(str, run.data.size)),
+        "loss": describe_loss(run.model) if is_own_loss(metric) else None,
         "run_id": run_id,
     }
     all_tags = {f"cityopt.{key}": fact for key, fact in ground.items() if fact is not None} | dict(tags)
@@ -112,6 +114,8 @@ def judge_challenger(
 ) -> tuple[str, str]:
     """Return the alias of a new version, and why. A champion is beaten on the same data, split, size and metric.
 
+    A metric that is a loss must be the same loss, too.
+
     A better value has to stand the `contest`, which is held for no other; without one it is taken as it is.
     """
     if champion is None:
@@ -119,8 +123,8 @@ def judge_challenger(
     if champion.run_id == tags["cityopt.run_id"]:
         return CHAMPION, "it is the champion already"
     for key in _SAME_GROUND:
-        old, new = champion.tags.get(f"cityopt.{key}"), str(tags[f"cityopt.{key}"])
-        if old != new:
+        old, new = champion.tags.get(f"cityopt.{key}"), tags.get(f"cityopt.{key}")
+        if old != (None if new is None else str(new)):
             return (
                 CHALLENGER,
                 f"the champion (version {champion.version}) was judged on another {key}: {old}, not {new}",
@@ -143,6 +147,13 @@ def judge_challenger(
     if found.is_won(direction):
         return CHAMPION, f"it beats the champion (version {champion.version}): {found}"
     return CHALLENGER, f"its lead on the champion (version {champion.version}) may be chance: {found}"
+
+
+def describe_loss(model: ModelConfig) -> str:
+    """Return what tells a semantic model's loss from another one: `focal, gamma 2`."""
+    gamma = f", gamma {model.focal_gamma:g}" if "focal" in model.loss else ""
+    weights = f", {model.class_weights} class weights" if model.class_weights != "none" else ""
+    return f"{model.loss}{gamma}{weights}"
 
 
 def _name_origins(mlflow: MlflowStore, run_id: str, champion: ModelVersion | None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from cityopt.config import StudyConfig
+from cityopt.config import ModelConfig, StudyConfig
 from cityopt.data.anchors import name_adopted
 from cityopt.data.roots import choose_root
 from cityopt.errors import StoppedError
@@ -80,6 +80,7 @@ def run_sweep(
         weights = hash_files(config)
         refuse_other_settings(storage, config, weights)
         warn_of_frozen_noise(config, observer)
+        warn_of_ignored(config, observer)
         threads = find_threads(storage, config, num_workers=len(slots))
         warn_of_crowding(len(slots), threads, observer)
         with open_executor(folder, config, threads=threads, slots=slots) as executor:
@@ -133,6 +134,33 @@ def warn_of_frozen_noise(config: StudyConfig, observer: Observer) -> None:
             f"Warning: up to {deepest} backbone stages are frozen at random values (`model.weights: none`). "
             "Set model.freeze_depth=0 and search.space.model.freeze_depth=null."
         )
+
+
+def warn_of_ignored(config: StudyConfig, observer: Observer) -> None:
+    """Warn of settings, given or searched, that nothing in the study's models heeds."""
+    stages = config.promotion.trained
+    losses = {*_list_choices(config, "model.loss"), *(str(stage.overrides.get("model.loss", "")) for stage in stages)}
+    families = {*_list_choices(config, "model.family"), *(stage.model for stage in stages if stage.model)}
+    weighed = any(term in loss for loss in losses for term in ("cross_entropy", "focal"))
+    semantic = not families <= {"mask_rcnn", "point_rend"}
+    unheeded = {
+        "model.class_weights": (not semantic or not weighed, "cross-entropy and focal loss alone have class weights"),
+        "model.focal_gamma": (not semantic or not any("focal" in loss for loss in losses), "`model.loss` has no focal"),
+        "model.loss": (not semantic, "an instance model has losses of its own"),
+    }
+    for key in ("model.start_channels", "model.depth", "model.norm"):
+        unheeded[key] = ("unet" not in families, "it is a setting of `model.family: unet`")
+    for key, (ignored, why) in unheeded.items():
+        given = getattr(config.model, key.removeprefix("model.")) != getattr(ModelConfig(), key.removeprefix("model."))
+        if ignored and (given or key in config.search.space):
+            observer.say(f"Warning: `{key}` changes nothing here: {why}.")
+
+
+def _list_choices(config: StudyConfig, key: str) -> tuple[str, ...]:
+    """Return the values that a setting of the model has in a study's trials."""
+    searched = config.search.space.get(key)
+    own = str(getattr(config.model, key.removeprefix("model.")))
+    return (own,) if searched is None else tuple(str(value) for value in searched.choices or ())
 
 
 def warn_of_crowding(num_workers: int, threads: int, observer: Observer) -> None:

@@ -64,6 +64,23 @@ def test_augment_sample_draws_zooms_over_the_range_when_it_jitters() -> None:
     assert np.median(sides) == pytest.approx(0.5**0.5, abs=0.04)  # even in the logarithm
 
 
+@pytest.mark.parametrize("crop", [0.5, 0.25])
+def test_augment_sample_zooms_random_windows_to_the_frame_when_it_crops(crop: float) -> None:
+    """Each pixel's id says where it is: what is seen spans that share of both sides, at places all over the image."""
+    side = 48
+    raster = np.arange(side * side, dtype=np.uint16).reshape(side, side)
+    image = np.repeat(raster.astype(np.uint8)[..., None], 3, axis=-1)
+    rng, tops = np.random.default_rng(0), []
+    for _ in range(100):
+        seen, ids = augment_sample(image, raster, rng, hflip=0.0, scale_jitter=(1.0, 1.0), crop=crop)
+        assert (seen.shape, ids.shape) == (image.shape, raster.shape)
+        rows, columns = np.unique(ids // side), np.unique(ids % side)
+        for places in (rows, columns):
+            np.testing.assert_array_equal(places, np.arange(places[0], places[0] + round(crop * side)))
+        tops.append(int(rows[0]))
+    assert min(tops) <= 2 and max(tops) >= side - round(crop * side) - 2
+
+
 def test_augment_sample_repeats_when_the_generator_does() -> None:
     image, raster = make_pair()
     first, second = (

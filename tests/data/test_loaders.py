@@ -8,10 +8,12 @@ from PIL import Image
 from tiny_tree import write_frame, write_tree
 
 from cityopt.config import DataConfig
+from cityopt.data.augment import zoom_sample
 from cityopt.data.cache import ImageCache, open_cache
 from cityopt.data.cityscapes import index_split
 from cityopt.data.loaders import Batch, build_loader
-from cityopt.data.targets import find_instances
+from cityopt.data.targets import find_instances, find_train_ids
+from cityopt.runtime import derive_seed
 
 SIZE = (24, 48)
 NUM_FRAMES = 11
@@ -72,6 +74,18 @@ def test_build_loader_gives_images_and_targets_of_the_cache_when_it_evaluates(ca
             np.testing.assert_array_equal(target["instance_map"], expected.instance_map)
             dtypes = torch.float32, torch.int64, torch.int32
             assert tuple(target[key].dtype for key in ("boxes_xyxy", "classes", "instance_map")) == dtypes
+
+
+def test_build_loader_crops_in_training_alone(cache: ImageCache) -> None:
+    data, settings = DataConfig(size=SIZE, hflip=0.0, crop=0.5), {"batch_size": 3, "seed": 4, "epoch": 2}
+    for train in (True, False):
+        for batch in build_loader(cache, range(6), data=data, train=train, task="semantic", **settings):
+            for image, target, index in zip(batch.images, batch.targets, batch.indices, strict=True):
+                whole = cache.images[index], cache.instances[index]
+                _, _, down, right = np.random.default_rng(derive_seed(4, "augment", 2, index)).random(4)
+                pixels, raster = zoom_sample(*whole, 2.0, (down, right)) if train else whole
+                np.testing.assert_array_equal(image.permute(1, 2, 0), pixels)
+                np.testing.assert_array_equal(target["label_map"], find_train_ids(raster))
 
 
 def test_build_loader_gives_an_empty_target_when_an_image_has_no_instance(cache: ImageCache) -> None:

@@ -326,3 +326,11 @@ def test_settings_of_the_study_itself_begin_it_and_are_refused_when_it_has_other
     with pytest.raises(ConfigError, match=r"no config key 'data.number'"):
         cross({"data.number": 3})
     assert len(began) == 1
+
+
+def test_loss_stays_when_folds_are_judged_by_it(tmp_path):
+    config = make_config(model={"family": "semantic_fpn"}, metric="val/loss/total", direction="minimize")
+    options = {"folds": 3, "workers": 1, "blocks": False, "final": True, "data": "synthetic", "device": "cpu"}
+    with pytest.raises(ConfigError, match=r"`--set` cannot hold model\.class_weights beside"):
+        run_crossval("small", begin=lambda own: config, store=tmp_path, settings={"model.class_weights": "balanced"},
+                     observer=Observer(), **options)  # fmt: skip

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cityopt.search.registration import judge_challenger
+from cityopt.config import ModelConfig
+from cityopt.search.registration import describe_loss, judge_challenger
 from cityopt.tracking.mlflow_registry import ModelVersion
 
 TAGS = {
@@ -39,6 +40,28 @@ def champion(**tags):
 def test_champion_is_beaten_only_on_the_same_ground(old, direction, alias, words):
     assert judge_challenger(old, TAGS, direction)[0] == alias
     assert words in judge_challenger(old, TAGS, direction)[1]
+
+
+def test_champion_of_another_loss_is_not_beaten_by_a_lower_one():
+    tags = TAGS | {"cityopt.metric": "val/loss/total", "cityopt.loss": "dice"}
+    old = champion(metric="val/loss/total", loss="cross_entropy", value=0.9)
+    alias, reason = judge_challenger(old, tags, "minimize")
+    assert alias == "challenger" and "another loss: cross_entropy, not dice" in reason
+    assert (
+        judge_challenger(champion(metric="val/loss/total", loss="dice", value=0.9), tags, "minimize")[0] == "champion"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "cross_entropy"),
+        ({"loss": "focal+dice", "focal_gamma": 1.5}, "focal+dice, gamma 1.5"),
+        ({"class_weights": "balanced"}, "cross_entropy, balanced class weights"),
+    ],
+)
+def test_losses_differ_by_all_that_changes_their_values(settings, text):
+    assert describe_loss(ModelConfig(**settings)) == text
 
 
 def test_champion_stays_champion_when_its_own_promotion_is_resumed():

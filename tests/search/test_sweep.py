@@ -9,7 +9,7 @@ from cityopt.errors import ConfigError, StoppedError, StudyError
 from cityopt.search import sweep
 from cityopt.search.observer import Observer
 from cityopt.search.study import open_storage, open_study
-from cityopt.search.sweep import run_sweep, warn_of_crowding, warn_of_frozen_noise
+from cityopt.search.sweep import run_sweep, warn_of_crowding, warn_of_frozen_noise, warn_of_ignored
 from cityopt.settings import replace_settings
 
 RATE_ALONE = {key: FLAT[key] for key in FLAT if key != DEPTH}
@@ -44,6 +44,39 @@ def test_frozen_layers_are_warned_of_only_when_they_may_be_random(model, space, 
         (line,) = said
         assert line.startswith(f"Warning: up to {deepest} backbone stages are frozen at random values")
         assert "model.freeze_depth=0" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "ignored"),
+    [
+        ({"family": "unet", "depth": 3, "norm": "group", "class_weights": "balanced"}, {}, []),
+        ({"family": "unet", "loss": "dice", "class_weights": "balanced"}, {}, ["class_weights"]),
+        ({"family": "unet", "loss": "cross_entropy+dice", "focal_gamma": 1.0}, {}, ["focal_gamma"]),
+        ({"family": "unet_resnet34", "norm": "group", "depth": 3}, {}, ["depth", "norm"]),
+        ({"loss": "dice", "class_weights": "balanced"}, {}, ["class_weights", "loss"]),
+        ({"family": "unet_resnet34"}, {"model.depth": {"type": "int", "low": 1, "high": 3}}, ["depth"]),
+        (
+            {"family": "unet", "focal_gamma": 1.0},
+            {"model.loss": {"type": "categorical", "choices": ["dice", "focal"]}},
+            [],
+        ),
+    ],
+)
+def test_settings_that_change_nothing_are_warned_of(model, space, ignored, observer, said):
+    plain = {"weights": "none", "freeze_depth": 0}
+    metric = "val/semantic/miou" if "family" in model else "val/coco/segm/ap"
+    config = make_config(model=plain | model, space=RATE_ALONE | space, metric=metric)
+    warn_of_ignored(config, observer)
+    assert [line.split("`")[1].removeprefix("model.") for line in said] == ignored
+
+
+def test_loss_of_an_instance_study_is_heeded_when_a_stage_is_semantic(observer, said):
+    stages = [{"name": "pretrain", "model": "semantic_fpn"}, {"name": "tune", "start_from": "pretrain"}]
+    config = make_config(model={"loss": "focal", "focal_gamma": 1.0, "class_weights": "balanced"}, space=RATE_ALONE)
+    warn_of_ignored(replace_settings(config, {"promotion.stages": stages}), observer)
+    assert said == []
+    warn_of_ignored(config, observer)
+    assert len(said) == 3
 
 
 @pytest.fixture
