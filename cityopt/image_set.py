@@ -51,6 +51,10 @@ class ImageSet(Section):
     seed: int = 0
     holdout_fraction: float = 0.15
 
+    def may_share(self, other: "ImageSet") -> bool:
+        """Say whether two rules may pick the same image, under whatever labels, where one of them takes all parts."""
+        return self.split == other.split and "all" in (self.part, other.part)
+
     def describe(self) -> str:
         """Return what tells these images from others of the same dataset: `val`, `val, first half by city`."""
         if self.part not in ("first_half", "second_half"):

@@ -33,7 +33,7 @@ def _list_runs(findings: Findings) -> Iterator[tuple[str, Path]]:
     """Yield runs whose matrix is shown, the first choice first: what they are, and their folders."""
     promotion, best = findings.promotion, findings.best
     if promotion is not None and promotion.outcome == "complete":
-        yield f"{promotion.name} on all of val", promotion.folder
+        yield f"{promotion.name} on {promotion.ground}", promotion.folder
     if best is not None and best.folder is not None:
         yield f"Trial {best.number} on the held-out cities", best.folder
 

@@ -91,6 +91,11 @@ def describe_method(found: "CrossValidation") -> list[str]:
         f"± is the sample standard deviation (n - 1) of {len(found.folds)} folds; each keeps the epoch that is best by "
         f"{found.metric} on its own validation side, so the scores are those of a chosen epoch."
     ]
+    if found.choice.trial is not None:
+        lines.append(
+            f"The settings of trial {found.choice.trial} were chosen on the trials' holdout, which is among the images "
+            "that folds validate on: the scores may be a little better than on images that chose nothing."
+        )
     if found.division.blocks:
         lines.append(f"Folds are contiguous blocks of each city: {BLOCKS_REMARK}.")
     return [*lines, *found.division.describe_gaps()]

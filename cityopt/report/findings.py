@@ -14,6 +14,7 @@ from typing import Any, Literal
 import optuna
 
 from cityopt.config import StudyConfig
+from cityopt.image_set import ImageSet
 from cityopt.report.importance import Importance, measure_importance
 from cityopt.report.trainings import CrossvalRecord, StageRecord, read_last_crossval, read_stages
 from cityopt.search.facts import StudyFacts
@@ -68,6 +69,8 @@ class PromotionRecord:
     folder: Path
     size: tuple[int, int]
     epochs: int
+    ground: str
+    """The images that it is judged on: all of val, or which half of it."""
     stages: tuple[StageRecord, ...] = ()
 
     @cached_property
@@ -189,8 +192,13 @@ def _describe_promotion(store: Path, entry: dict[str, Any]) -> PromotionRecord:
         folder=folder,
         size=(height, width),
         epochs=entry["config"]["training"]["epochs"],
+        ground=_name_ground(ImageSet.model_validate(entry["config"]["validation_set"])),
         stages=read_stages(store, entry),
     )
+
+
+def _name_ground(images: ImageSet) -> str:
+    return "all of val" if images.describe() == "val" else images.describe()
 
 
 def _read_environment(trials: tuple[TrialRecord, ...]) -> dict[str, Any]:

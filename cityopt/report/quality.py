@@ -78,7 +78,7 @@ def write_promotion(findings: Findings) -> Markup | None:
     if promotion is None or promotion.outcome != "complete":
         return None
     pairs = [
-        ("all of val", "val/", "trial/val/", ""),
+        (promotion.ground, "val/", "trial/val/", ""),
         (
             "the trials’ holdout",
             "promoted/holdout/",
@@ -112,7 +112,7 @@ def list_sources(findings: Findings) -> list[Source]:
     if promotion is not None and promotion.metrics:
         height, width = promotion.size
         state = "promoted" if promotion.outcome == "complete" else "promotion so far"
-        sources.append(Source(state, f"all of val at {height} × {width} px", promotion.metrics))
+        sources.append(Source(state, f"{promotion.ground} at {height} × {width} px", promotion.metrics))
     return sources
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cityopt.image_set import ImageSet
 from cityopt.report.crossval_table import SHOWN, format_spread
 from cityopt.report.markup import Markup, join, tag
 from cityopt.report.protocols import describe_metric
@@ -88,7 +89,8 @@ def write_stages(stages: Sequence[StageRecord]) -> Markup:
     for stage in stages:
         model, images = stage.config["model"], stage.config["train_set"]
         metric = stage.config["metric"]
-        result = tag("td", format_value(stage.value), tag("small", f" {describe_metric(metric)}"))
+        said = f" {describe_metric(metric)}{_describe_holdout(stage.config)}"
+        result = tag("td", format_value(stage.value), tag("small", said))
         ground = f"{images['split']}, {images['labels']} labels"
         middle = (model["family"], ground, str(stage.config["training"]["epochs"]), str(model["freeze_depth"]))
         cells = [tag("td", text) for text in middle]
@@ -96,6 +98,14 @@ def write_stages(stages: Sequence[StageRecord]) -> Markup:
             tag("tr", tag("th", stage.name, scope="row"), *cells, result, tag("td", format_seconds(stage.seconds)))
         )
     return join([tag("h3", "Stages"), _write_table(headings, rows)])
+
+
+def _describe_holdout(config: Mapping[str, Any]) -> str:
+    """Say what the result of a stage that is not judged on val is worth."""
+    train, validation = (ImageSet.model_validate(config[name]) for name in ("train_set", "validation_set"))
+    if validation.split == "val":
+        return ""
+    return " on the trials’ holdout" + (", on which it has trained" if train.may_share(validation) else "")
 
 
 def write_crossval(found: CrossvalRecord | None, metric: str) -> Markup | None:

@@ -144,7 +144,7 @@ def _write_promotion(findings: Findings) -> Markup:
         state = "failed" if promotion.outcome == "failed" else "is not finished"
         text = f"The promotion of trial {promotion.trial} {state} after {done} of {promotion.epochs} epochs."
     else:
-        where = " on all of val" if metric.startswith("val/") else ""
+        where = f" on {promotion.ground}" if metric.startswith("val/") else ""
         reached = f"{describe_metric(metric)} {own:.4f}{where}"
         text = f"Trained in full, trial {promotion.trial}’s settings reach {reached}"
         text += f"; the trial’s own model reaches {before:.4f} there." if before is not None else "."
@@ -166,7 +166,7 @@ def _list_figures(findings: Findings) -> list[Markup]:
     figures.append(_write_figure(name_time(findings), format_seconds(total), "all trials together"))
     if findings.promotion is not None and findings.promotion.outcome == "complete":
         name = findings.config.search.metric
-        place = "all of val" if name.startswith("val/") else "all training images"
+        place = findings.promotion.ground if name.startswith("val/") else "all training images"
         figures.append(_write_figure(f"{metric}, promoted", format_value(findings.promotion.metrics.get(name)), place))
     return figures
 

@@ -57,7 +57,7 @@ def compare_with_trial(
     own = [record.metrics[metric] for record in read_records(folder)[0] if metric in record.metrics]
     note = "the promoted model has trained on these images"
     return (
-        Comparison("val", metric, known.get(f"trial/val/{tail}"), own[-1] if own else None),
+        Comparison(run.validation_set.describe(), metric, known.get(f"trial/val/{tail}"), own[-1] if own else None),
         Comparison(
             "trials' holdout", metric, known.get(f"trial/holdout/{tail}"), known.get(f"promoted/holdout/{tail}"), note
         ),

@@ -1,11 +1,12 @@
 """The trainings of a promotion: from the stages in a study to one RunConfig each, checked before the first one starts.
 
 Stands under `promote.py`, which trains them one after the other. Without stages there is one training. The last one is
-the promoted model and judged on val; those before it validate on the trials' holdout, whatever they train on.
+the promoted model and judged on val; those before it validate on the trials' holdout, whatever they train on, and the
+plan says which of them have seen it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
 from cityopt.search.pretrained import KEY as WEIGHTS
-from cityopt.search.pretrained import fetch_start, settle_path
+from cityopt.search.pretrained import fetch_start, hash_weights, settle_path
 from cityopt.search.space import fix_anchors, trial_holdout
 from cityopt.search.status import TrialStatus
+from cityopt.search_config import check_comparable
 from cityopt.settings import replace_section
 from cityopt.study_file import settle_training
 
@@ -61,8 +63,10 @@ def plan_promotion(
 
     Settings are the trial's, then the study's `promotion.overrides`, then `--set`; a stage's own stand above them.
 
-    Raises ConfigError: settings that cannot stand together, or one of `--set` that no stage heeds.
+    Raises ConfigError: settings that cannot stand together, or one of `--set` that no stage heeds or that changes a
+    loss which is the objective.
     """
+    check_comparable(config.search.metric, settings, "--set")
     common = {**winner.params, **config.promotion.overrides, **settle_path(settings)}
     base = RunConfig(
         study=config.name,
@@ -90,6 +94,14 @@ def plan_promotion(
     for stage in stages:
         plan[stage.name] = _plan_stage(base, config, facts, common, root, stage, plan)
     return tuple(plan.values())
+
+
+def pin_plan(plan: tuple[PlannedStage, ...]) -> tuple[PlannedStage, ...]:
+    """Return a plan whose trainings name the content of what they start from and of the coarse labels they train on.
+
+    With other content it is another training: see `Promoter`. Raises DataError (no such labels), WeightsError.
+    """
+    return tuple(replace(stage, run=_pin_run(stage)) for stage in plan)
 
 
 def check_plan(plan: tuple[PlannedStage, ...], observer: Observer) -> None:
@@ -122,14 +134,17 @@ def describe_stage(stage: PlannedStage, num_images: int) -> str:
         start = f"{'the network' if stage.whole else 'the ResNet'} of {stage.start}"
     elif model.weights == "none":
         start = "random values"
+    ground = run.validation_set.describe()
+    if run.validation_set.split != "val":
+        ground = "the holdout of the trials"
+        ground += ", which it trains on too" if images.may_share(run.validation_set) else ""
     warning = (
         " (Warning: these are random and will never learn)" if model.weights == "none" and model.freeze_depth else ""
     )
     return (
         f"{model.family} from {start}; {num_images} images of {images.split}, {images.labels} labels, "
         f"{run.data.size[0]} x {run.data.size[1]}; {run.training.epochs} epochs, freeze depth {model.freeze_depth}"
-        f"{warning}, learning rate {run.training.learning_rate:.3g}; validates on "
-        f"{'val' if run.validation_set.split == 'val' else 'the holdout of the trials'}"
+        f"{warning}, learning rate {run.training.learning_rate:.3g}; validates on {ground}"
     )
 
 
@@ -199,16 +214,29 @@ def _says(stage: StageConfig, key: str) -> bool:
     return key in stage.list_settings(1.0) and not (key == _RATE and stage.learning_rate_factor is not None)
 
 
+def _pin_run(stage: PlannedStage) -> RunConfig:
+    from cityopt.training.dataset import survey_coarse
+
+    run = stage.run
+    found: dict[str, str | None] = {}
+    if run.train_set.labels == "coarse":
+        assert run.data.root is not None
+        found["train_fingerprint"] = survey_coarse(run.data.root, run.train_set.split, Path(run.cache)).fingerprint
+    if stage.start is None:
+        found["weights_hash"] = hash_weights(run.model.weights)
+    return run.model_copy(update=found)
+
+
 def _count_images(stage: PlannedStage, observer: Observer) -> int:
     """Return the number of images that a stage trains on. Raises DataError that says how to do without the stage."""
     from cityopt.training.dataset import pick_facts, survey_dataset, survey_images
 
     run = stage.run
     assert run.data.root is not None
+    fine = survey_dataset(run.data.root, Path(run.cache))
     try:
-        survey = survey_dataset(run.data.root, Path(run.cache))
         survey = survey_images(
-            survey, run.train_set, Path(run.cache), observer.reporter(f"reading labels for {stage.name}")
+            fine, run.train_set, Path(run.cache), observer.reporter(f"reading labels for {stage.name}")
         )
         return len(pick_facts(survey, run.train_set))
     except DataError as error:

@@ -45,6 +45,11 @@ def hash_files(config: StudyConfig) -> dict[str, str]:
     return {name: _hash_file(Path(name)) for name in _list_values(config, KEY) if name not in _NAMES}
 
 
+def hash_weights(weights: str) -> str | None:
+    """Return the content hash of the file that `model.weights` names, None where it names none. Raises WeightsError."""
+    return None if weights in _NAMES else _hash_file(Path(weights))
+
+
 def fetch_weights(config: StudyConfig, observer: Observer) -> None:
     """Have the weights of a study at hand before its first trial. Raises WeightsError: they cannot be had."""
     for url in _list_addresses(config):

@@ -26,7 +26,7 @@ from cityopt.search.finalist_plan import choose_trials
 from cityopt.search.finalist_result import Finalists
 from cityopt.search.finalists import run_finalists
 from cityopt.search.observer import Observer
-from cityopt.search.plan import PlannedStage, check_plan, plan_promotion
+from cityopt.search.plan import PlannedStage, check_plan, pin_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
@@ -115,6 +115,7 @@ def run_promotion(
             plan = share_out(plan, num_devices, observer)
             if config.promotion.stages and winner.params != best.params:
                 check_plan(plan, observer)
+        plan = pin_plan(plan)
         with (
             open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),

@@ -94,6 +94,7 @@ def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> Training
     survey = survey_dataset(config.data.root, Path(config.cache), on_count)
     check_fingerprint(survey, config.fingerprint)
     train_survey = survey_images(survey, config.train_set, Path(config.cache), on_count)
+    check_train_fingerprint(train_survey, config.train_fingerprint)
     train, validation = pick_facts(train_survey, config.train_set), pick_facts(survey, config.validation_set)
     return TrainingData(
         train=open_set(train_survey, config.train_set, config, on_count),
@@ -113,6 +114,15 @@ def check_fingerprint(survey: Survey, wanted: str | None) -> None:
         raise DataError(
             f"the dataset at {survey.root} must be the one the study began with (fingerprint {wanted}), "
             f"but has fingerprint {survey.fingerprint}. Restore its files, or begin another study with --name."
+        )
+
+
+def check_train_fingerprint(survey: Survey, wanted: str | None) -> None:
+    """Check that coarse labels are those that a training was planned with; None takes any. Raises DataError."""
+    if wanted not in (None, survey.fingerprint):
+        raise DataError(
+            f"the coarse labels at {survey.root} must be those that the training was planned with (fingerprint "
+            f"{wanted}), but have fingerprint {survey.fingerprint}. Promote again: it plans anew."
         )
 
 

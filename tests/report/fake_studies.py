@@ -55,6 +55,7 @@ ENVIRONMENT = {
     "environment.git_dirty": "false",
 }
 EPOCH_S = 30.0
+VAL = {"split": "val"}
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def draw_picture(path: Path, level: int) -> None:
     Image.fromarray(pixels).save(path, quality=80)
 
 
-def add_promotion(store: Path, config: StudyConfig, *, trial: int, ap: float, outcome: str = "complete") -> Path:
+def add_promotion(
+    store: Path, config: StudyConfig, *, trial: int, ap: float, outcome: str = "complete", validation_set: Any = None
+) -> Path:
     """Write a promotion of a trial with its comparison; returns its run's folder."""
     folder = store / "runs" / ("e" * 32)
     write_run(folder, [ap / 2, ap], pictures=True, prefixes=("val/",))
@@ -171,7 +174,7 @@ def add_promotion(store: Path, config: StudyConfig, *, trial: int, ap: float, ou
         }
         (folder / "status.json").write_text(json.dumps(status))
     entry = {"name": "promotion-0001", "run_id": folder.name, "trial": trial}
-    entry["config"] = {"data": {"size": [128, 256]}, "training": {"epochs": 2}}
+    entry["config"] = {"data": {"size": [128, 256]}, "training": {"epochs": 2}, "validation_set": validation_set or VAL}
     optuna.load_study(study_name=config.name, storage=open_storage(store)).set_user_attr(PROMOTIONS, [entry])
     return folder
 

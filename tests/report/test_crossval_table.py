@@ -78,6 +78,12 @@ def test_final_model_and_the_next_command_end_the_page(found):
     assert "official" not in text and "without --no-final trains the model" in text
 
 
+def test_settings_of_a_trial_are_told_to_have_seen_the_folds(found):
+    assert "The settings of trial 3 were chosen on the trials' holdout, which is among the images" in show(found)[0]
+    baseline = replace(found, choice=Choice({}, "the study's first baseline, since no trial is complete", None))
+    assert "were chosen on" not in show(baseline)[0]
+
+
 def test_blocks_are_told_with_what_they_are_worth(found):
     spans = (Span(city="ulm", first="ulm_0", last="ulm_4"), Span(city="jena", first="jena_0", last="jena_4"))
     folds = tuple(replace(fold.fold, spans=spans) for fold in found.folds)

@@ -27,13 +27,16 @@ from fake_studies import (
 from page_reader import PageReader
 from PIL import Image
 
+from cityopt.evaluation.confusion import FILE, format_confusion
 from cityopt.labels import THING_NAMES
 from cityopt.report.charts import thin_points
+from cityopt.report.confusion import write_confusion
 from cityopt.report.findings import read_findings
-from cityopt.report.origin import build_command, write_settings
+from cityopt.report.origin import build_command, write_dataset, write_settings
 from cityopt.report.page import PARTS, write_page
 from cityopt.report.pictures import MAX_PICTURES, WIDTH_PX, encode_small
 from cityopt.search.study import lock_study, open_storage
+from cityopt.settings import replace_settings
 from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import Record
 
@@ -109,6 +112,36 @@ def test_promotion_compares_on_the_same_images_and_names_them(promoted):
     assert rows["COCO mask AP on all of val"] == ["0.3000", "0.3500", "+0.0500"]
     holdout = "COCO mask AP on the trials’ holdout, the promoted model has trained on these images"
     assert rows[holdout] == ["0.3300", "0.4500", "+0.1200"]
+
+
+def test_half_of_val_is_named_wherever_a_model_was_judged_on_it(tmp_path):
+    config = make_study(tmp_path, [Fate(grow(0.2))])
+    half = {"split": "val", "part": "first_half", "halves": "count"}
+    folder = add_promotion(tmp_path, config, trial=0, ap=0.35, validation_set=half)
+    (folder / "artifacts" / FILE).write_text(format_confusion(np.eye(19, 20, dtype=int)))
+    page = PageReader(write_page(read_findings(tmp_path, config.name)))
+    said = "val, first half by count"
+    assert f"reach COCO mask AP 0.3500 on {said}; the trial" in page.sections["header"].text
+    assert page.sections["promotion"].rows[1][0] == f"COCO mask AP on {said}"
+    assert f"promoted on {said} at 128 × 256 px" in page.sections["classes"].text
+    assert f"promotion-0001 on {said}:" in write_confusion(read_findings(tmp_path, config.name))
+    assert all("all of val" not in section.text for section in page.sections.values())
+
+
+RARE = "data.repeat_threshold"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "each image once an epoch"),
+        ({RARE: 0.1}, "images of classes that under 10% of them show are drawn more often (repeat factors)"),
+        ({"search.space": {RARE: {"type": "float", "low": 0, "high": 1}}, "search.baselines": []}, f"searched: {RARE}"),
+    ],
+)
+def test_dataset_says_how_often_images_are_drawn(promoted, settings, words):
+    findings = replace(promoted[0], config=replace_settings(promoted[0].config, settings))
+    assert words in write_dataset(findings)
 
 
 def test_anchors_stand_beside_the_defaults(promoted):

@@ -68,6 +68,7 @@ def describe(family: str, split: str, labels: str, epochs: int, depth: int, metr
     return {
         "model": {"family": family, "freeze_depth": depth},
         "train_set": {"split": split, "labels": labels},
+        "validation_set": {"split": "val"},
         "training": {"epochs": epochs},
         "data": {"size": [128, 256]},
         "metric": metric,
@@ -91,6 +92,8 @@ def test_stages_stand_in_their_order_with_what_each_reached(config: StudyConfig,
         },
         {"name": "heads", "config": describe("mask_rcnn", "train", "fine", 1, 5, AP50)},
     ]
+    for stage in entry["stages"]:
+        stage["config"]["validation_set"] = {"split": "train", "part": "holdout"}
     study.set_user_attr(PROMOTIONS, [entry])
     rows = {row[0]: row[1:] for row in read(tmp_path, config).sections["promotion"].rows}
     assert rows["pretrain"][:4] == ["semantic_fpn", "train_extra, coarse labels", "1", "0"]
@@ -98,6 +101,9 @@ def test_stages_stand_in_their_order_with_what_each_reached(config: StudyConfig,
     assert rows["heads"][4].startswith("–")
     assert rows["the last"][:4] == ["mask_rcnn", "train, fine labels", "2", "1"]
     assert rows["the last"][4].startswith("0.3000")
+    assert rows["pretrain"][4].endswith("on the trials’ holdout")
+    assert rows["heads"][4].endswith("on the trials’ holdout, on which it has trained")
+    assert "holdout" not in rows["the last"][4]
 
 
 def test_promotion_of_one_training_has_no_stages(config: StudyConfig, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from small_studies import DECAY, DEPTH, FACTS, RATE, make_config
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import ConfigError, DataError, WeightsError
 from cityopt.search.observer import Observer
-from cityopt.search.plan import check_plan, plan_promotion
+from cityopt.search.plan import check_plan, describe_stage, pin_plan, plan_promotion
+from cityopt.search.single import strip_place
 from cityopt.search.status import TrialStatus
 from cityopt.settings import replace_settings
 from cityopt.training.dataset import survey_dataset
@@ -154,11 +155,55 @@ def test_plan_says_what_is_trained_on_how_many_images(scenes, tmp_path):
     for words, line in (
         (("1 pretrain", "semantic_fpn from random", "3 images of train_extra, coarse", "5 epochs"), pretrain),
         (("freeze depth 0", "learning rate 0.1", "32 x 64", "holdout"), pretrain),
-        (("2 heads", "mask_rcnn from the ResNet of pretrain", f"{train} images of train, fine", "2 epochs"), heads),
+        (
+            (
+                "2 heads",
+                "the holdout of the trials, which it trains on too",
+                "mask_rcnn from the ResNet of pretrain",
+                f"{train} images of train, fine",
+                "2 epochs",
+            ),
+            heads,
+        ),
         (("freeze depth 5", "learning rate 0.01", "holdout"), heads),
         (("3 fine-tune", "the network of heads", "9 epochs", "freeze depth 2", "validates on val"), tune),
     ):
         assert all(word in line for word in words), line
+    assert "trains on too" not in pretrain + tune  # train_extra has other images, and val chooses nothing
+
+
+def test_plan_says_on_which_half_of_val_the_model_is_judged():
+    tune = plan(make_staged(**{"data.val_halves": "count"}))[-1]
+    assert describe_stage(tune, 9).endswith("validates on val, first half by count")
+
+
+def test_plan_is_another_one_when_its_coarse_labels_or_weights_have_changed(scenes, tmp_path):
+    tree, file = Path(shutil.copytree(scenes, tmp_path / "tree")), tmp_path / "start.pt"
+    file.write_bytes(b"one")
+    config = make_staged(**{"promotion.stages.pretrain.overrides.model.weights": str(file)})
+
+    def pin():
+        return [stage.run for stage in pin_plan(plan(config, root=tree, store=tmp_path / "store"))]
+
+    first = pin()
+    assert (
+        pin() == first and first[1:] == [stage.run for stage in plan(config, root=tree, store=tmp_path / "store")][1:]
+    )
+    file.write_bytes(b"two")
+    second = pin()
+    assert strip_place(second[0].model_dump()) != strip_place(first[0].model_dump()) and second[1:] == first[1:]
+    next((tree / "leftImg8bit" / "train_extra").rglob("*.png")).unlink()
+    third = pin()
+    assert third[0].weights_hash == second[0].weights_hash and third[1:] == first[1:]
+    assert strip_place(third[0].model_dump()) != strip_place(second[0].model_dump())
+
+
+def test_broken_fine_labels_are_no_reason_to_leave_a_stage_out(scenes, tmp_path):
+    tree = Path(shutil.copytree(scenes, tmp_path / "tree"))
+    next((tree / "gtFine" / "train").rglob("*_instanceIds.png")).write_bytes(b"no picture")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        check_plan(plan(make_staged(), root=tree, store=tmp_path), Observer())
+    assert "leave it out" not in str(caught.value)
 
 
 def test_plan_warns_when_frozen_layers_are_random(scenes, tmp_path):

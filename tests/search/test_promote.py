@@ -57,6 +57,13 @@ def test_settings_come_from_trial_then_overrides_then_options_when_promoted():
         build(config, {"training.epoch": 2})
 
 
+def test_loss_stays_when_it_is_what_models_are_judged_by():
+    model, search = {"family": "semantic_fpn"}, {"metric": "val/loss/total", "direction": "minimize"}
+    with pytest.raises(ConfigError, match=r"`--set` cannot hold model\.loss beside `search\.metric: val/loss/total`"):
+        build(make_config(model=model, **search), {"model.loss": "dice"})
+    assert build(make_config(model=model, metric="val/semantic/miou"), {"model.loss": "dice"}).model.loss == "dice"
+
+
 def test_schedule_may_be_shorter_than_the_pruners_when_promoted():
     config = make_config(pruner={"name": "asha", "min_epochs": 4})
     assert build(config, {"training.epochs": 1}).training.epochs == 1

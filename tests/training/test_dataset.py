@@ -11,7 +11,7 @@ from cityopt.data.loaders import build_loader
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError
 from cityopt.image_set import ImageSet, Span
-from cityopt.training.dataset import pick_facts, prepare_data, survey_dataset
+from cityopt.training.dataset import pick_facts, prepare_data, survey_coarse, survey_dataset
 
 
 def test_survey_dataset_finds_both_splits_and_remembers(tree: Path, tmp_path: Path) -> None:
@@ -118,6 +118,16 @@ def test_prepare_data_picks_nested_images_of_train_extra(config: RunConfig, scen
         prepare_data(
             settle_scenes(config, scenes, tmp_path, ImageSet(split="train_extra", labels="coarse", num_images=7))
         )
+
+
+def test_prepare_data_refuses_coarse_labels_that_were_not_planned_with(
+    config: RunConfig, scenes: Path, tmp_path: Path
+) -> None:
+    run = settle_scenes(config, scenes, tmp_path, ImageSet(split="train_extra", labels="coarse"))
+    found = survey_coarse(scenes, "train_extra", tmp_path).fingerprint
+    assert prepare_data(run.model_copy(update={"train_fingerprint": found})).train_fingerprint == found
+    with pytest.raises(DataError, match=r"coarse labels at .* must be those that the training was planned with"):
+        prepare_data(run.model_copy(update={"train_fingerprint": "0" * 16}))
 
 
 def test_prepare_data_refuses_when_coarse_labels_are_missing(config: RunConfig, tree: Path, tmp_path: Path) -> None:
