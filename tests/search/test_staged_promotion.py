@@ -1,6 +1,7 @@
 """A staged promotion with scripted workers and a real MLflow: the order, what moves on, and a kill at every write."""
 
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -33,7 +34,7 @@ VALUES = {"pretrain": (0.1, 0.2), "heads": (0.3, 0.4, 0.5), "": (0.6, 0.7)}
 
 
 def play(config, attempt):
-    name = config.name.removeprefix("promotion-0001").removeprefix("promotion-0002").removeprefix("-")
+    name = config.name.removeprefix("promotion-").lstrip("0123456789").removeprefix("-")
     return Script(VALUES[name])
 
 
@@ -68,7 +69,7 @@ class Bench:
                          params={RATE: 0.01}, distributions={RATE: optuna.distributions.FloatDistribution(1e-5, 0.1)})
         )  # fmt: skip
 
-    def live(self, *, life: Life | None = None, config=None, play=play):
+    def live(self, *, life: Life | None = None, config=None, play=play, coarse=None):
         """Promote to the end, or until this life is over (Killed)."""
         config = config or self.config
         storage = open_hasty(self.database, Storage)
@@ -79,6 +80,8 @@ class Bench:
         shipper = MortalShipper(mlflow)
         (winner,) = describe_trials(study, live=False)
         plan = plan_promotion(config, facts, winner, {}, root=Path("/data"), device="cpu", store=self.store)
+        pinned = plan[0].run.model_copy(update={"train_fingerprint": coarse})
+        plan = (replace(plan[0], run=pinned), *plan[1:])
         life = life or Life()
         storage.life = mlflow.life = executor.life = shipper.life = life
         training = SingleTraining(self.store, executor, shipper, Observer())
@@ -188,6 +191,15 @@ def test_later_promotion_takes_over_the_stages_that_it_would_train_the_same(make
     first, second = bench.entries()
     assert second["stages"][0]["run_id"] == first["stages"][0]["run_id"]
     assert second["stages"][1]["run_id"] != first["stages"][1]["run_id"]
+
+
+def test_later_promotion_trains_a_stage_again_when_its_coarse_labels_are_others(make_bench):
+    bench = make_bench()
+    bench.live(coarse="few")
+    again, _ = bench.live(coarse="more")
+    assert again.jobs[0].config.name == "promotion-0002-pretrain"
+    once_more, _ = bench.live(coarse="more")
+    assert [job.config.name for job in once_more.jobs] == ["promotion-0003"]
 
 
 def test_promotion_that_another_plan_takes_over_leaves_nothing_running(make_bench):

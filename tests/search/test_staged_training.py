@@ -1,5 +1,6 @@
 """A staged promotion that really trains, in this process: killed in its second stage and resumed, to the last bit."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from cityopt.search import promote as module
 from cityopt.search.comparison import Comparison
 from cityopt.search.executors.base import EpochDone, Executor, JobEnded
 from cityopt.search.observer import Observer
-from cityopt.search.plan import check_plan, plan_promotion
+from cityopt.search.plan import check_plan, pin_plan, plan_promotion
 from cityopt.search.preparation import prepare_study
-from cityopt.search.promote import PROMOTIONS, Promoter, pick_winner
+from cityopt.search.promote import PROMOTIONS, Promoter, pick_winner, run_promotion
 from cityopt.search.registration import Registered
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID
@@ -26,6 +27,7 @@ from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, RunFolder, begin_attempt, read_records
 from cityopt.training.checkpoint import load_checkpoint
+from cityopt.training.dataset import survey_coarse
 from cityopt.training.run import run_training
 
 STUDY = Path(__file__).parents[1] / "studies" / "tiny_staged.yaml"
@@ -89,6 +91,7 @@ def promote(prepared, executor):
     config = study_parts.config
     plan = plan_promotion(config, facts, winner, {}, root=study_parts.root, device="cpu", store=store)
     check_plan(plan, Observer())
+    plan = pin_plan(plan)
     mlflow = MlflowStore(store)
     shipper = Shipper(mlflow)
     try:
@@ -107,6 +110,18 @@ def promote(prepared, executor):
 
 def read_model(folder):
     return load_checkpoint(folder / BEST)["model"]
+
+
+def test_promotion_is_begun_with_the_coarse_labels_that_are_there_now(prepared, monkeypatch):
+    begun = []
+    monkeypatch.setattr(module, "open_executor", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(module, "open_parent", lambda *_: nullcontext((None, None)))
+    monkeypatch.setattr(Promoter, "promote", lambda _, plan, winner: begun.extend(stage.run for stage in plan))
+    store, parts = prepared
+    name = parts.config.name
+    run_promotion(name, store=store, data=None, settings={}, device="cpu", observer=Observer())
+    found = survey_coarse(parts.root, "train_extra", store / "cache").fingerprint
+    assert [run.train_fingerprint for run in begun] == [found, None, None]
 
 
 @pytest.mark.slow
