@@ -121,7 +121,8 @@ class Coordinator:
                 self._adopted = reconcile(self.keeper, self.executor)
                 self._found_running = {trial.number for trial in self._adopted}
                 self.observer.begin_study(self.standing)
-                while not self._is_over() and self._fill_slots():
+                self.requests.obey(self._obey)
+                while not self._is_over() and self._has_work():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
                     self.requests.obey(self._obey)
@@ -149,11 +150,20 @@ class Coordinator:
                 self._start(self.study.ask(), resumed=False)
         return bool(self._running)
 
+    def _has_work(self) -> bool:
+        """Fill the slots; where nothing is left, look whether somebody asked for more before the sweep ends."""
+        if self._fill_slots():
+            return True
+        has_more = self.requests.obey(self._obey, at_once=True)
+        return has_more and not self.interrupt.is_set and self._fill_slots()
+
     def _is_over(self) -> bool:
         """Say whether to leave what is running to the next sweep."""
         if self.budget.is_over and not self.interrupt.is_set:
-            if self._running:
+            if self._running or self._adopted:
                 self.observer.say("--max-hours are up: the trials at work go on with the next sweep.")
+            elif self._num_begun < self.standing.trials:
+                self.observer.say("--max-hours are up: no more trials.")
             return True
         return self.interrupt.is_set
 
@@ -189,11 +199,9 @@ class Coordinator:
             self._end(running, Status("failed", "config", str(error)))
             return
         if resumed and not may_try(trial, max(running.reported, default=0), begun=begun):
-            self.keeper.end(
-                running.trial,
-                running.run_id,
-                Status("failed", "crash", f"{MAX_STALLED} attempts ended without a finished epoch"),
-            )
+            seconds = sum_seconds(read_records(self._folder(run_id))[0])
+            message = f"{MAX_STALLED} attempts ended without a finished epoch"
+            self._end(running, Status("failed", "crash", message, seconds))
             return
         self._running[run_id] = running
         self.budget.start(trial.number, config.training.epochs)

@@ -46,14 +46,19 @@ class RequestBox:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / f"{time.time_ns()}-{os.getpid()}.json", asdict(request))
 
-    def obey(self, act: Callable[[Request], None]) -> None:
-        """Act on every request that is there."""
-        if time.monotonic() < self._next_look:
-            return
+    def obey(self, act: Callable[[Request], None], *, at_once: bool = False) -> bool:
+        """Act on every request that is there, `at_once` also where the last look was a moment ago.
+
+        Returns whether there was one.
+        """
+        if not at_once and time.monotonic() < self._next_look:
+            return False
         self._next_look = time.monotonic() + _INTERVAL_S
-        for path in sorted(self._folder.glob("*.json")):
+        paths = sorted(self._folder.glob("*.json"))
+        for path in paths:
             act(Request(**(read_json(path) or {"verb": "stop"})))
             path.unlink(missing_ok=True)
+        return bool(paths)
 
     def forget_stops(self) -> None:
         """Remove what asked an earlier sweep to stop, and came too late for it."""

@@ -31,6 +31,7 @@ from cityopt.runtime import derive_seed
 from cityopt.search import scorekeeping as module
 from cityopt.search.budget import Budget
 from cityopt.search.coordinator import Coordinator
+from cityopt.search.executors.base import JobEnded
 from cityopt.search.observer import Observer
 from cityopt.search.requests import Request, RequestBox
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials
@@ -642,6 +643,14 @@ def test_study_stops_and_says_what_failures_share_when_too_many_come_in_a_row(be
     assert len(it.study.trials) == 4
 
 
+def test_trials_that_kill_their_workers_count_as_failures_in_a_row(bench):
+    it = bench(trials=5, max_failures=2)
+    with pytest.raises(StudyError, match=r"2 trials failed in a row.*\n.*reasons: 2 x crash"):
+        it.live(always(0.1, 0.2, 0.3, lost_before=2))
+    found = describe_trials(it.study, live=False)
+    assert [(status.reason, status.seconds) for status in found] == [("crash", 1.5)] * 2  # of the epoch that was done
+
+
 def test_log_ends_up_with_the_failure_when_a_trial_fails(bench):
     it = bench(trials=2)
 
@@ -693,6 +702,23 @@ def test_failed_trials_are_tried_again_when_another_command_asks_a_live_study(be
     assert it.live(always(0.1, 0.2, 0.3)).jobs == []
 
 
+def test_failed_trials_are_tried_again_when_a_study_is_asked_at_its_very_end(bench):
+    it = bench(trials=2)
+    request = Request("retry", "crash")
+
+    def play(config, attempt):
+        if config.name == "trial-0001":  # the sweep is over before it would look again
+            RequestBox(it.store, it.config.name).put(request)
+        return Script((0.1, 0.2, 0.3), reason="crash" if config.name == "trial-0000" else "")
+
+    names = [job.config.name for job in it.live(play).jobs]
+    assert names == ["trial-0000", "trial-0001", "trial-0002"] and it.study.trials[2].user_attrs[RETRY_OF] == 0
+    again = bench(trials=1)
+    again.live(always(0.1, reason="crash"))
+    RequestBox(again.store, again.config.name).put(request)  # it came too late, and the next sweep obeys it
+    assert [job.config.name for job in again.live(always(0.1, 0.2, 0.3)).jobs] == ["trial-0001"]
+
+
 def test_no_trial_begins_when_the_budget_is_spent(bench):
     it = bench(trials=9, patience=2)
     it.live(by_number({0: Script((0.3,) * 3), 1: Script((0.2,) * 3), 2: Script((0.1,) * 3)}))
@@ -716,3 +742,18 @@ def test_trials_at_work_are_left_to_the_next_sweep_when_the_hours_are_up(bench, 
     assert it.runs()["trial-0001"].info.status == "KILLED" and any("hours are up" in line for line in it.said)
     it.live(always(0.1, 0.2, 0.3))
     assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_sweep_says_so_when_its_hours_are_up_between_two_trials(bench, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "Budget", lambda search: Budget(search, lambda: now[0]))
+    it = bench(trials=2, max_hours=1.0)
+
+    class Late(MortalExecutor):
+        def poll(self, timeout_s):
+            events = super().poll(timeout_s)
+            now[0] += 3600 * isinstance(events[0], JobEnded)
+            return events
+
+    it.live(always(0.1, 0.2, 0.3), kind=Late)
+    assert len(it.study.trials) == 1 and "--max-hours are up: no more trials." in it.said
