@@ -285,6 +285,16 @@ class RunConfig(Section):
         return min(self.stop_epoch or self.training.epochs, self.training.epochs)
 
 
+def complete_run(stored: Mapping[str, Any], wanted: RunConfig) -> dict[str, Any]:
+    """Add to the config of a stored training what was not there to be set then, as it is in the one that is wanted.
+
+    Which heads a training starts with matters no more once it has begun; only COCO's once started it afresh.
+    """
+    model = stored["model"]
+    rider_from = "none" if model.get("weights") == "coco" else wanted.model.rider_from
+    return {**stored, "model": {"rider_from": rider_from, **model}}
+
+
 def _check_warmup(study: StudyConfig) -> None:
     searched = study.search.space.get("training.warmup_fraction")
     fractions = searched.examples() if searched else (study.training.warmup_fraction,)

@@ -15,9 +15,9 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import RunConfig, StudyConfig
+from cityopt.config import RunConfig, StudyConfig, complete_run
 from cityopt.data.roots import cache_folder, choose_root
-from cityopt.errors import StudyError, TrainingError
+from cityopt.errors import ConfigError, StudyError, TrainingError
 from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
 from cityopt.search.devices import count_devices, share_out
@@ -36,7 +36,7 @@ from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
-from cityopt.settings import replace_section, replace_settings
+from cityopt.settings import replace_section, replace_settings, validate
 from cityopt.store import find_store, open_store, run_folder
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
@@ -230,7 +230,7 @@ class Promoter:
         known: list[dict[str, Any]] = self.study.user_attrs.get(PROMOTIONS, [])
         last = known[-1] if known else None
         if last and read_status(run_folder(self.store, last["run_id"])) is None:
-            if _is_same(last, plan):
+            if is_same_promotion(last, plan):
                 run_id = str(last["run_id"])
                 self.mlflow.reopen_run(run_id)
                 self.observer.say(f"{last['name']} goes on from its last finished epoch")
@@ -309,7 +309,7 @@ class Promoter:
         """Return the run of an earlier promotion's stage that was trained to its end with this very config."""
         wanted = strip_place(run.model_dump(mode="json"))
         for entry in (stage for promotion in reversed(known) for stage in promotion.get("stages", [])):
-            if "run_id" in entry and strip_place(entry["trained"]) == wanted:
+            if "run_id" in entry and _recall(entry["trained"], run) == wanted:
                 folder = run_folder(self.store, entry["run_id"])
                 status = read_status(folder)
                 if status is not None and status.outcome == "complete" and (folder / BEST).is_file():
@@ -321,9 +321,22 @@ def _name_stages(plan: tuple[PlannedStage, ...]) -> str:
     return f" in {len(plan)} stages ({', '.join(stage.name for stage in plan)})" if len(plan) > 1 else ""
 
 
-def _is_same(entry: Mapping[str, Any], plan: tuple[PlannedStage, ...]) -> bool:
+def is_same_promotion(entry: Mapping[str, Any], plan: tuple[PlannedStage, ...]) -> bool:
     """Say whether a promotion was begun with this plan."""
     begun = [*(stage["config"] for stage in entry.get("stages", [])), entry["config"]]
-    return [strip_place(config) for config in begun] == [
-        strip_place(stage.run.model_dump(mode="json")) for stage in plan
-    ]
+    return len(begun) == len(plan) and all(
+        _recall(config, stage.run) == strip_place(stage.run.model_dump(mode="json"))
+        for config, stage in zip(begun, plan, strict=True)
+    )
+
+
+def _recall(config: Mapping[str, Any], wanted: RunConfig) -> dict[str, Any] | None:
+    """Return a stored training as `strip_place` has one that is planned now; None where it can be none any more.
+
+    When it was stored there may have been fewer settings than now.
+    """
+    try:
+        known = validate(RunConfig, complete_run(config, wanted), origin="a promotion")
+    except ConfigError:
+        return None
+    return strip_place(known.model_dump(mode="json"))

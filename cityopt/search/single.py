@@ -172,7 +172,9 @@ class SingleTraining:
 
 
 def strip_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two configs of runs, as plain data, the same training, wherever they run."""
+    """Return what makes two configs of runs, as plain data, the same training, wherever and in what pieces they run."""
     places = ("name", "device", "devices", "threads", "cache")
     rest = {key: value for key, value in config.items() if key not in places}
-    return rest | {"data": {k: v for k, v in config["data"].items() if k not in ("root", "num_workers")}}
+    rest["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "num_workers")}
+    rest["training"] = {key: value for key, value in config["training"].items() if key != "accumulation"}
+    return rest

@@ -243,12 +243,13 @@ def _equip(study: optuna.Study, config: StudyConfig) -> None:
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Add to stored settings what was not there to be set when they were stored, as it was then.
 
-    Heads of COCO's classes once started afresh in every study.
+    Heads of COCO's classes once started afresh in every study, and the best trial was promoted as it was.
     """
-    model = settings["model"]
-    if "rider_from" in model or model["weights"] in ("none", "imagenet"):
-        return dict(settings)
-    return {**settings, "model": {**model, "rider_from": "none"}}
+    model, promotion = settings["model"], settings.get("promotion") or {}
+    found = {**settings, "promotion": {"finalists": 1, "seeds": 1, **promotion}}
+    if "rider_from" not in model and model["weights"] not in ("none", "imagenet"):
+        found["model"] = {**model, "rider_from": "none"}
+    return found
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

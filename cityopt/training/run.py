@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cityopt.config import RunConfig
+from cityopt.config import RunConfig, complete_run
 from cityopt.data.balance import weigh_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
@@ -359,7 +359,7 @@ def count_class_pixels(cache: ImageCache) -> Tensor:
 def check_same_training(config: RunConfig, found: dict[str, Any], path: Path) -> None:
     """Check that a checkpoint is of the training that a config describes. Raises ConfigError: what differs."""
     wanted = flatten_config(config)
-    present = flatten_config(validate(RunConfig, found, origin=str(path)))
+    present = flatten_config(validate(RunConfig, complete_run(found, config), origin=str(path)))
     differing = [key for key, value in wanted.items() if value != present[key] and key not in UNSCORED_KEYS]
     if differing:
         texts = ", ".join(f"{key} = {present[key]!r} where {wanted[key]!r} is asked for" for key in differing)

@@ -9,7 +9,7 @@ from small_studies import DECAY, FACTS, RATE, make_config
 
 from cityopt.errors import ConfigError, StudyError
 from cityopt.search.plan import plan_promotion
-from cityopt.search.promote import pick_winner
+from cityopt.search.promote import is_same_promotion, pick_winner
 from cityopt.search.status import TrialStatus
 from cityopt.settings import replace_settings
 
@@ -76,3 +76,39 @@ def test_promotion_trains_on_all_of_train_and_judges_on_all_of_val():
     assert run.keep == "last"  # a fixed schedule: val chooses no epoch
     assert run.kind == "promotion" and run.fingerprint == FACTS.fingerprint and run.threads == FACTS.threads
     assert [list(row) for row in run.model.anchor_table.sizes] == FACTS.anchors["sizes"]  # the study's anchors
+
+
+def recall(config, change):
+    """Say whether a promotion of this plan is the one that was stored, once what was stored is changed."""
+    plan = plan_promotion(config, FACTS, WINNER, {}, root=Path("/data"), device="cpu", store=Path("/store"))
+    entry = {"config": change(plan[-1].run.model_dump(mode="json"))}
+    return is_same_promotion(entry, plan)
+
+
+@pytest.mark.parametrize("weights", ["none", "imagenet", "coco", "/a/path.pt"])
+def test_promotion_goes_on_though_it_was_begun_when_there_were_fewer_settings(weights):
+    rider = "none" if weights == "coco" else "person"  # a study of old has COCO's heads start afresh
+    config = replace_settings(make_config(), {"model.weights": weights, "model.rider_from": rider})
+
+    def forget(stored):
+        del stored["model"]["rider_from"], stored["stop_epoch"]
+        return stored
+
+    assert recall(config, forget)
+
+
+def test_promotion_is_another_when_its_settings_are():
+    assert recall(make_config(), lambda stored: stored | {"threads": 99})
+    assert not recall(make_config(), lambda stored: stored | {"seed": 99})
+    assert not recall(make_config(), lambda stored: stored | {"a_setting": "that is gone"})
+    fresh = replace_settings(make_config(), {"model.weights": "coco"})
+    assert not recall(fresh, lambda stored: stored | {"model": {"weights": "coco"}})  # its heads started afresh
+
+
+def test_promotion_goes_on_in_smaller_pieces_when_memory_ran_out():
+    """As `--set training.accumulation`, the advice that is given then, asks for."""
+    plan = plan_promotion(
+        make_config(), FACTS, WINNER, {"training.accumulation": 4}, root=Path(), device="cpu", store=Path("/store")
+    )
+    assert plan[-1].run.training.accumulation == 4
+    assert is_same_promotion({"config": build(make_config()).model_dump(mode="json")}, plan)

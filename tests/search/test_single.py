@@ -143,3 +143,5 @@ def test_training_is_the_same_wherever_it_runs():
     elsewhere = config | {"device": "cuda:1", "threads": 7, "cache": "/b", "data": config["data"] | {"root": "/c"}}
     assert strip_place(elsewhere) == strip_place(config)
     assert strip_place(config | {"seed": 1}) != strip_place(config)
+    in_pieces = config | {"training": config["training"] | {"accumulation": 4}}
+    assert strip_place(in_pieces) == strip_place(config)  # smaller micro-batches go on where larger ones ran out of it

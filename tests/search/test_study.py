@@ -68,6 +68,21 @@ def test_study_of_old_is_refused_where_cocos_heads_would_now_start_its_trials(tm
     open_study(storage, replace_settings(config, {"model.rider_from": "none"}), FACTS)
 
 
+def test_best_trial_of_a_study_of_old_is_promoted_as_it_is(tmp_path):
+    """Its settings were stored when there were no finalists; those of today, and what it says itself, stay."""
+    storage, config = open_storage(tmp_path), replace_settings(make_config(), {"promotion.skip": ()})
+    study, _ = open_study(storage, config, FACTS)
+    assert load_stored_study(storage, "small")[1].promotion == config.promotion
+    settings = study.user_attrs["cityopt:settings"]
+    for key in ("finalists", "seeds"):
+        del settings["promotion"][key]
+    study.set_user_attr("cityopt:settings", settings)
+    promotion = load_stored_study(storage, "small")[1].promotion
+    assert (promotion.finalists, promotion.seeds) == (1, 1) and not promotion.has_finalists
+    study.set_user_attr("cityopt:settings", settings | {"promotion": {"finalists": 2}})
+    assert load_stored_study(storage, "small")[1].promotion.finalists == 2
+
+
 DIFFERENCES = {
     "space": (make_config(space=FLAT | {RATE: FLAT[RATE] | {"low": 1e-4}}), FACTS, f"search.space.{RATE}.low"),
     "less space": (make_config(space={RATE: FLAT[RATE], DECAY: FLAT[DECAY]}), FACTS, f"search.space.{DEPTH}.low"),

@@ -19,12 +19,12 @@ from cityopt.config import DEFAULT_ANCHORS, RunConfig
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import Batch, build_loader
 from cityopt.errors import ConfigError, DataError, TrainingError
-from cityopt.settings import replace_settings
+from cityopt.settings import replace_section, replace_settings
 from cityopt.tracking.run_folder import NullTracker, RunFolder, StaleAttemptError, begin_attempt, read_records
 from cityopt.training import run as run_module
 from cityopt.training.checkpoint import load_checkpoint, load_model
 from cityopt.training.progress import Progress
-from cityopt.training.run import TrainingResult, run_training
+from cityopt.training.run import TrainingResult, check_same_training, run_training
 
 Answer = Literal["continue", "stop"]
 
@@ -484,3 +484,15 @@ def test_run_training_trains_and_resumes_when_on_cuda(config: RunConfig, tmp_pat
     assert result.outcome == "complete"
     assert second.heard[-1][1]["system/gpu_memory_gib"] > 0
     assert second.heard[-1][1]["train/loss/total"] < read_records(tmp_path)[0][0].metrics["train/loss/total"]
+
+
+@pytest.mark.parametrize("weights", ["none", "coco", "a/path.pt"])
+def test_checkpoint_of_old_is_of_the_training_that_goes_on(config: RunConfig, weights: str) -> None:
+    """It was written when there was no `model.rider_from`, and COCO's heads started afresh."""
+    model = replace_section(config.model, weights=weights, rider_from="none" if weights == "coco" else "person")
+    wanted = replace_section(config, model=model)
+    found = wanted.model_dump(mode="json")
+    del found["model"]["rider_from"]
+    check_same_training(wanted, found, Path("last.pt"))
+    with pytest.raises(ConfigError, match=r"seed = \d+ where 77 is asked for"):
+        check_same_training(replace_section(wanted, seed=77), found, Path("last.pt"))
