@@ -53,7 +53,8 @@ def hold_contest(
 ) -> Contest:
     """Judge a newcomer and the champion on the run's validation images.
 
-    Raises DataError (the dataset is missing or changed), StoreError (the champion cannot be judged), WeightsError.
+    Raises DataError (the dataset is missing or changed), StoreError (the champion cannot be judged), TrainingError
+    (memory ran out), WeightsError (a checkpoint cannot be read).
     """
     from cityopt.training.scoring import judge_images
 

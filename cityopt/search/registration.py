@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.config import ModelConfig, RunConfig
-from cityopt.errors import StoreError
+from cityopt.errors import StoreError, TrainingError, WeightsError
 from cityopt.search.gate import Contest, describe_origins, hold_contest
 from cityopt.search.observer import Observer
 from cityopt.search_config import is_own_loss
@@ -142,7 +142,7 @@ def judge_challenger(
         return CHAMPION, f"it beats the champion, {verdict}"
     try:
         found = contest()
-    except StoreError as error:
+    except (StoreError, WeightsError, TrainingError) as error:  # the newcomer is trained already, and stays whatever is
         return CHALLENGER, f"no contest with the champion (version {champion.version}) could be held: {error}"
     if found.is_won(direction):
         return CHAMPION, f"it beats the champion (version {champion.version}): {found}"

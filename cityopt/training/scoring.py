@@ -20,6 +20,7 @@ from cityopt.runtime import repeatable, resolve_device, set_threads
 from cityopt.tracking.run_folder import Tracker
 from cityopt.training.checkpoint import load_model
 from cityopt.training.dataset import check_fingerprint, open_images, pick_facts, survey_dataset
+from cityopt.training.failures import naming_failures
 from cityopt.training.samples import ImageScore, write_gallery
 
 
@@ -46,7 +47,10 @@ def score_checkpoint(
 def judge_images(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, *, on_count: OnCount | None = None
 ) -> ImageScores:
-    """Judge a checkpoint image by image, for a paired test with another one. Raises DataError, WeightsError."""
+    """Judge a checkpoint image by image, for a paired test with another one.
+
+    Raises DataError, TrainingError (memory ran out), WeightsError.
+    """
     with _open_scored(checkpoint, config, image_set, on_count) as (model, cache, device):
         some, batch_size = range(len(cache)), choose_batch_size(config.data.size)
         if isinstance(model, SemanticModel):
@@ -82,13 +86,12 @@ def draw_checkpoint(
 def _open_scored(
     checkpoint: Path, config: RunConfig, image_set: ImageSet, on_count: OnCount | None
 ) -> Iterator[tuple[SegmentationModel, ImageCache, torch.device]]:
-    """Open a model and the images to judge it on, on its device."""
+    """Open a model and the images to judge it on, on its device. Raises TrainingError (`oom`), also from the block."""
     assert config.data.root is not None
     device = resolve_device(config.device)
     set_threads(config.threads)
     survey = survey_dataset(config.data.root, Path(config.cache))
     check_fingerprint(survey, config.fingerprint)
     cache = open_images(survey, pick_facts(survey, image_set), config, on_count)
-    model = load_model(checkpoint)[0].to(device)
-    with repeatable(device):
-        yield model, cache, device
+    with repeatable(device), naming_failures("Take a device with more memory, or --device cpu."):
+        yield load_model(checkpoint)[0].to(device), cache, device

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cityopt.data.synthetic import write_synthetic
-from cityopt.errors import DataError, StoreError
+from cityopt.errors import DataError, StoreError, TrainingError, WeightsError
 from cityopt.evaluation.image_scores import SemanticScores
 from cityopt.evaluation.paired import MIN_IMAGES, PairedDifference
 from cityopt.search import gate, registration
@@ -100,12 +100,32 @@ def test_no_contest_is_held_for_a_value_that_is_no_better_or_on_other_ground():
         assert judge_challenger(CHAMPION, tags, "minimize", never)[0] == "challenger"
 
 
-def test_champion_that_cannot_be_judged_stays_and_the_verdict_says_why(contest):
-    def gone():
-        raise StoreError("its checkpoint is gone")
+@pytest.mark.parametrize(
+    "error", [StoreError("it is gone"), WeightsError("it is gone"), TrainingError("oom", "it is gone")]
+)
+def test_champion_that_cannot_be_judged_stays_unless_forced_and_the_verdict_says_why(
+    contest, monkeypatch, make_run, tmp_path, error
+):
+    def fail(*_):
+        raise error
 
-    alias, reason = judge_challenger(CHAMPION, TAGS, "minimize", gone)
-    assert alias == "challenger" and "no contest" in reason and "its checkpoint is gone" in reason
+    alias, reason = judge_challenger(CHAMPION, TAGS, "minimize", fail)
+    assert alias == "challenger" and "no contest" in reason and "it is gone" in reason
+    run = make_run()
+    monkeypatch.setitem(CHAMPION.tags, "cityopt.fingerprint", run.fingerprint)
+    registry = Registry(monkeypatch, None)
+    monkeypatch.setattr(registration, "hold_contest", fail)
+    assert "@challenger" in register(run, tmp_path).model
+    assert "@champion" in register(run, tmp_path, force=True).model
+    assert "forced, where the gate said challenger: no contest" in registry.given["description"]
+
+
+def test_changed_dataset_stops_the_contest_and_untested_metrics_are_named(contest):
+    def change():
+        raise DataError("it changed")
+
+    with pytest.raises(DataError):
+        judge_challenger(CHAMPION, TAGS, "minimize", change)
     with pytest.raises(StoreError, match="no paired test is known for val/semantic/mean"):
         contest([0.1] * 8, [0.1] * 8, metric="val/semantic/mean")
 

@@ -72,7 +72,7 @@ class LocalExecutor(Executor):
     def submit(self, job: Job) -> None:
         """Send a job to a free worker."""
         worker = next(worker for worker in self._workers if worker.job is None)
-        worker.job, worker.silence_s = job, 0.0
+        worker.job, worker.silence_s, worker.has_epoch = job, 0.0, False
         begin_attempt(job.folder, job.token, worker.pid, read_start_time(worker.pid))
         worker.send(
             {
@@ -127,8 +127,9 @@ class LocalExecutor(Executor):
         message: dict[str, Any] = json.loads(worker.pipe.recv_bytes())
         kind, run_id = message.pop("type"), message.pop("run_id", "")
         if worker.is_warm:
-            self._silence.learn(worker.silence_s, is_epoch=kind == "epoch")
+            self._silence.learn(worker.silence_s)
         worker.silence_s = 0.0
+        worker.has_epoch |= kind == "epoch"
         if kind == "ready":
             self._early_deaths = 0
             worker.is_warm = True
@@ -148,7 +149,10 @@ class LocalExecutor(Executor):
     def _is_hung(self, worker: "_Worker") -> bool:
         if not worker.is_warm:
             return worker.silence_s > _WARM_UP_S
-        return worker.job is not None and worker.silence_s > self._silence.limit_s
+        return worker.job is not None and worker.silence_s > self._find_limit(worker)
+
+    def _find_limit(self, worker: "_Worker") -> float:
+        return self._silence.find_limit(has_epoch=worker.has_epoch)
 
     def _end_hung(self, worker: "_Worker") -> list[Event]:
         """Kill a worker that gives no sign of life, after it wrote down where it is; its job fails."""
@@ -158,7 +162,7 @@ class LocalExecutor(Executor):
         worker.kill()
         self._put_new(worker.slot)
         message = (
-            f"the worker gave no sign of life for {worker.silence_s:.0f} s, and {self._silence.limit_s:.0f} s are the "
+            f"the worker gave no sign of life for {worker.silence_s:.0f} s, and {self._find_limit(worker):.0f} s are the "
             "limit (search.hang_limit_s, search.hang_factor). The log of the run ends with where it was."
         )
         return [JobEnded(worker.job.run_id, "failed", reason="hung", message=message)]
@@ -185,6 +189,8 @@ class _Worker:
         self.slot, self.log = slot, log
         self.job: Job | None = None
         self.is_warm = False
+        self.has_epoch = False
+        """Whether its job finished an epoch here."""
         self.silence_s = 0.0
         """Seconds since it last said something, or was given a job."""
         self.pipe, theirs = Pipe()

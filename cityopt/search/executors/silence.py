@@ -23,15 +23,15 @@ class SilenceMeter:
         """Begin with no knowledge of how fast anything is."""
         self._rule = rule
         self._longest_s = 0.0
-        self._knows_epoch = False
 
-    def learn(self, silence_s: float, *, is_epoch: bool = False) -> None:
-        """Take a silence that ended with a message, which may be that of a finished epoch."""
+    def learn(self, silence_s: float) -> None:
+        """Take a silence that ended with a message."""
         self._longest_s = max(self._longest_s, silence_s)
-        self._knows_epoch |= is_epoch
 
-    @property
-    def limit_s(self) -> float:
-        """Seconds of silence that nobody survives. Before the first epoch is done, a step may take minutes."""
-        longest = self._longest_s if self._knows_epoch else max(self._longest_s, self._rule.limit_s)
-        return max(self._rule.limit_s, self._rule.factor * longest)
+    def find_limit(self, *, has_epoch: bool) -> float:
+        """Return the seconds of silence that nobody survives; `has_epoch`: the job has finished one in this worker.
+
+        Before that, images may be decoded at a size of its own, and a step may take minutes.
+        """
+        longest_s = self._longest_s if has_epoch else max(self._longest_s, self._rule.limit_s)
+        return max(self._rule.limit_s, self._rule.factor * longest_s)

@@ -371,6 +371,32 @@ def test_job_fails_as_hung_when_its_worker_falls_silent(tmp_path, stand_in, make
         assert watch(executor, ended)[-1].run_id == "calm"
 
 
+_LATE_STARTER = """#!{python}
+import json, sys, time
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[3]))
+def tell(**message):
+    pipe.send_bytes(json.dumps(message).encode())
+tell(type="ready", device="cpu")
+while True:
+    run_id = json.loads(pipe.recv_bytes())["run_id"]
+    time.sleep(1.2 if run_id == "late" else 0.0)
+    tell(type="epoch", run_id=run_id, epoch=1, metrics=dict())
+    pipe.recv_bytes()  # the answer
+    tell(type="ended", run_id=run_id, outcome="complete")
+"""
+
+
+def test_job_may_begin_slowly_though_another_one_has_finished_epochs(tmp_path, stand_in, make_job):
+    """As a stage that decodes larger images does, behind one that did not."""
+    stand_in(_LATE_STARTER)
+    rule = HangRule(limit_s=0.6, factor=5.0)
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs", hang_rule=rule) as executor:
+        for number, run_id in enumerate(("quick", "late")):
+            executor.submit(replace(make_job(number), run_id=run_id))
+            assert watch(executor, ended)[-1].outcome == "complete"
+
+
 def test_suspended_coordinator_holds_nothing_against_a_worker(tmp_path, stand_in, make_job):
     stand_in(_SLEEPER)
     rule = HangRule(limit_s=2.0, factor=1.0)
