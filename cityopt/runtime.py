@@ -70,6 +70,11 @@ def count_cores() -> int:
     return max(1, min([bound, *_list_quotas()]))
 
 
+def share_threads(threads: int, count: int) -> int:
+    """Return the CPU threads of each of `count` processes at once, which have no more than `threads` alone."""
+    return min(threads, max(1, count_cores() // count))
+
+
 def count_gpus() -> int:
     """Return the GPUs that torch sees. Without a driver torch is not asked: importing it takes seconds."""
     try:

@@ -146,3 +146,12 @@ def test_measure_memory_grows_when_a_block_is_touched() -> None:
     before = runtime.measure_memory_gib()
     block[:] = 1
     assert 0.15 < runtime.measure_memory_gib() - before < 0.35
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "share"), [(8, 1, 8), (2, 1, 2), (2, 4, 2), (2, 8, 1), (8, 2, 4), (8, 3, 2), (8, 99, 1)]
+)
+def test_threads_are_divided_once_among_several_processes(monkeypatch, threads, count, share):
+    """On 8 cores; a sweep on 4 workers has given each training 2, and 4 more trainings at once need no fewer."""
+    monkeypatch.setattr(runtime, "count_cores", lambda: 8)
+    assert runtime.share_threads(threads, count) == share

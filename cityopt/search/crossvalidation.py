@@ -17,6 +17,7 @@ import optuna
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.image_set import ImageSet
+from cityopt.runtime import share_threads
 from cityopt.search.crossval_plan import (
     Choice,
     Plan,
@@ -84,7 +85,7 @@ def run_crossval(
         _announce(opened.choice, division, observer)
         study, facts = begin_crossed(opened, folder, data, observer)
         slots = plan_slots(device, workers=workers and min(workers, folds), per_device=per_device)[:folds]
-        threads = max(1, facts.threads // len(slots))
+        threads = share_threads(facts.threads, len(slots))
         plan = build_plan(opened, facts, division, device=device, threads=threads, store=folder)
         open_set(opened.survey, ImageSet(), plan.runs[0], observer.reporter("decoding the training images"))
         mlflow = PatientStore(folder, on_wait=observer.say)

@@ -6,7 +6,7 @@ Stands between `promote.py` and the plan of its trainings; the rules for a batch
 from dataclasses import replace
 
 from cityopt.errors import ConfigError
-from cityopt.runtime import count_gpus, resolve_device
+from cityopt.runtime import count_gpus, resolve_device, share_threads
 from cityopt.search.observer import Observer
 from cityopt.search.plan import PlannedStage
 from cityopt.settings import replace_section
@@ -40,7 +40,7 @@ def count_devices(text: str, device: str) -> int:
 
 
 def share_out(plan: tuple[PlannedStage, ...], devices: int, observer: Observer) -> tuple[PlannedStage, ...]:
-    """Return the plan with every training on `devices` devices, which divide its CPU threads among them.
+    """Return the plan with every training on `devices` devices, which share the CPU's cores.
 
     Raises ConfigError: a batch that cannot be shared out equally.
     """
@@ -48,7 +48,7 @@ def share_out(plan: tuple[PlannedStage, ...], devices: int, observer: Observer) 
         return plan
     shared = []
     for stage in plan:
-        run = replace_section(stage.run, devices=devices, threads=max(1, stage.run.threads // devices))
+        run = replace_section(stage.run, devices=devices, threads=share_threads(stage.run.threads, devices))
         check_shares(run)
         batch = run.training.batch_size
         observer.say(

@@ -53,6 +53,8 @@ class Decision:
     """Standard deviation of the finalists' means; None of a single one."""
     spread_p: float | None
     """Chance of means as far apart as these if all finalists were equal; None where it cannot be known."""
+    freedom: int = 0
+    """Degrees of freedom of the noise."""
 
 
 def decide(scores: Sequence[Sequence[float]], costs: Sequence[Cost], direction: str) -> Decision:
@@ -75,7 +77,7 @@ def decide(scores: Sequence[Sequence[float]], costs: Sequence[Cost], direction: 
     )
     cheap = [place for place in tied if 0 < costs[place].typical <= CHEAPER * costs[leader].least]
     winner = min(cheap, key=lambda place: (costs[place].typical, -bounds[place], place)) if cheap else leader
-    return Decision(winner, leader, tied, intervals, noise, *_measure_spread(scores, noise, freedom))
+    return Decision(winner, leader, tied, intervals, noise, *measure_spread(scores, noise, freedom), freedom)
 
 
 def pool_deviation(scores: Sequence[Sequence[float]]) -> tuple[float | None, int]:
@@ -107,10 +109,13 @@ def _is_tie(one: Interval, other: Interval, margin: float) -> bool:
     return abs(one.mean - other.mean) <= margin * math.sqrt(1 / one.num_seeds + 1 / other.num_seeds)
 
 
-def _measure_spread(
+def measure_spread(
     scores: Sequence[Sequence[float]], noise: float | None, freedom: int
 ) -> tuple[float | None, float | None]:
-    """Return the standard deviation of the means, and the p-value of a one-way analysis of variance."""
+    """Return the standard deviation of the means, and the p-value of a one-way analysis of variance.
+
+    The noise may be known from more finalists than these.
+    """
     if len(scores) < 2:
         return None, None
     means = [math.fsum(values) / len(values) for values in scores]

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 
 from cityopt.config import StudyConfig
-from cityopt.errors import StudyError
+from cityopt.errors import StoreError, StudyError
 from cityopt.search.evidence import CHEAPER, LEVEL, Cost, Decision, Interval, decide
 from cityopt.search.finalist_plan import read_half_score
 from cityopt.search.status import describe_trials
@@ -128,7 +128,10 @@ def find_decided(store: Path, study: optuna.Study, config: StudyConfig) -> Final
 
 
 def read_finalists(store: Path, study: optuna.Study, config: StudyConfig, entry: Mapping[str, Any]) -> Finalists | None:
-    """Read finalists whose trainings have all ended, None where each of them failed."""
+    """Read finalists whose trainings have all ended, None where each of them failed.
+
+    Raises StoreError: runs of the winner are gone.
+    """
     metric, direction = config.search.metric, config.search.direction
     trials = {trial.number: trial for trial in describe_trials(study, live=False)}
     own = {number: trial.value for number, trial in trials.items() if trial.state == "complete"}
@@ -138,10 +141,16 @@ def read_finalists(store: Path, study: optuna.Study, config: StudyConfig, entry:
         return None
     decision = decide([it.scores for it in entrants], [it.cost for it in entrants], direction)
     name = entry.get("winner", entrants[decision.winner].name)
+    winner = next((it for it in entrants if it.name == name), None)
+    if winner is None:
+        raise StoreError(
+            f"{entry['name']} was won by {name}, whose runs must be complete in {store / 'runs'}, but are not. "
+            f"Restore their folders, or train them again with: cityopt promote --study {study.study_name}"
+        )
     halves = {trial.number: read_half_score(trial, direction) for trial in study.get_trials(deepcopy=False)}
     points = [
-        Point(it.trial, it.subset_score, halves[it.trial], interval.mean)
-        for it, interval in zip(entrants, decision.intervals, strict=True)
+        Point(it.trial, it.subset_score, halves[it.trial], it.scores)
+        for it in entrants
         if it.subset_score is not None and not it.rescaled
     ]
     return Finalists(
@@ -153,7 +162,7 @@ def read_finalists(store: Path, study: optuna.Study, config: StudyConfig, entry:
         entrants=entrants,
         dropped=tuple(it for it in finalists if it.failure),
         decision=decision,
-        winner=next(it for it in entrants if it.name == name),
+        winner=winner,
         baseline=0 if config.search.baselines else None,
         trust=judge_ranking(points, decision, direction, grown=entry["num_images"] > entry["num_subset"]),
     )

@@ -16,6 +16,7 @@ import optuna
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder
 from cityopt.errors import TrainingError
+from cityopt.runtime import share_threads
 from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.finalist_plan import FinalistPlan, digest_run, plan_finalists
@@ -63,7 +64,7 @@ def run_finalists(
     store, cache = mlflow.store, cache_folder(mlflow.store)
     survey = survey_dataset(root, cache, observer.reporter("reading labels"))
     trials = describe_trials(study, live=False)
-    threads = max(1, facts.threads // len(slots))
+    threads = share_threads(facts.threads, len(slots))
     plan = plan_finalists(config, facts, trials, survey, device=device, threads=threads, store=store)
     fetch_weights(config, observer)
     names = ", ".join(candidate.name for candidate in plan.candidates)

@@ -12,11 +12,12 @@ order in which they are tried:
 Finalists are the best trials, so a ranking is asked of those that are alike: over all trials it would look better.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cityopt.search.evidence import Decision
+from cityopt.search.evidence import Decision, measure_spread
 from cityopt.search.ranks import RankCheck, check_ranks, least_p
 
 ALPHA = 0.05
@@ -36,8 +37,13 @@ class Point:
     subset_score: float
     half_score: float | None
     """Best score of the trial in the first half of its epochs."""
-    mean: float
+    scores: tuple[float, ...]
     """Of its seeds on more data."""
+
+    @property
+    def mean(self) -> float:
+        """The mean of its seeds on more data."""
+        return math.fsum(self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +83,23 @@ class Trust:
 def judge_ranking(points: Sequence[Point], decision: Decision, direction: str, *, grown: bool = True) -> Trust:
     """Return the verdict on the subset's ranking.
 
-    `points` are the finalists whose trials are complete; `decision` is that over all finalists. Where the finalists'
-    images have not `grown`, since there are no more, the verdict is on what other seeds make of the same images.
+    `points` are the finalists whose trials are complete; `decision` is that over all finalists, whose seeds all say how
+    large the noise is. Where the finalists' images have not `grown`, since there are no more, the verdict is on what
+    other seeds make of the same images.
     """
     sign = 1.0 if direction == "maximize" else -1.0
     means = [sign * point.mean for point in points]
     ranks = check_ranks([sign * point.subset_score for point in points], means)
-    verdict, sentence = _find_verdict(points, decision, ranks, _rises(points, means, sign, ranks))
+    noise = decision.noise
+    spread, spread_p = measure_spread([point.scores for point in points], noise, decision.freedom)
+    found = Trust("too few points", "", tuple(points), ranks, noise, spread, spread_p)
+    verdict, sentence = _find_verdict(found, _rises(points, means, sign, ranks))
     sentence += "" if grown else " They had the trials' own images, so this speaks of seeds, not of more data."
-    return Trust(verdict, sentence, tuple(points), ranks, decision.noise, decision.spread, decision.spread_p)
+    return replace(found, verdict=verdict, sentence=sentence)
 
 
-def _find_verdict(
-    points: Sequence[Point], decision: Decision, ranks: RankCheck | None, rises: bool
-) -> tuple[Verdict, str]:
+def _find_verdict(found: Trust, rises: bool) -> tuple[Verdict, str]:
+    points, ranks = found.points, found.ranks
     count = f"{len(points)} finalist{'s' * (len(points) != 1)} with a complete trial"
     if least_p(len(points)) > ALPHA:
         return (
@@ -98,25 +107,25 @@ def _find_verdict(
             f"Too few points: {count} cannot show whether the subset's ranking holds; it takes 4 or more, "
             "such as --finalists 5.",
         )
-    if decision.noise is None or decision.spread_p is None:
+    if found.noise is None or found.spread_p is None:
         return "add seeds", "Add seeds: with one seed each, nobody knows how much of a difference is chance."
-    noise = f"seed noise {decision.noise:.4f}, spread of the means {decision.spread:.4f}"
-    if decision.spread_p > ALPHA or ranks is None:
+    noise = f"seed noise {found.noise:.4f}, spread of the means {found.spread:.4f}"
+    if found.spread_p > ALPHA or ranks is None:
         return "add seeds", f"Add seeds: what lies between the finalists may be chance ({noise})."
-    found = f"Spearman {ranks.spearman.value:.2f}, p {ranks.p_value:.3f}, {count}; {noise}"
+    numbers = f"Spearman {ranks.spearman.value:.2f}, p {ranks.p_value:.3f}, {count}; {noise}"
     if ranks.p_value <= ALPHA:
-        return "believe", f"Believe the subset's ranking: more data ranks the finalists as it did ({found})."
+        return "believe", f"Believe the subset's ranking: more data ranks the finalists as it did ({numbers})."
     if ranks.spearman.value >= AGREES:
         return (
             "too few points",
-            f"Too few points: the rankings agree, but may do so by chance ({found}). Add finalists.",
+            f"Too few points: the rankings agree, but may do so by chance ({numbers}). Add finalists.",
         )
     if rises:
         return (
             "more epochs",
-            f"Don't believe the subset's ranking: give its trials more epochs, which bring it nearer ({found}).",
+            f"Don't believe the subset's ranking: give its trials more epochs, which bring it nearer ({numbers}).",
         )
-    return "enlarge the subset", f"Don't believe the subset's ranking: enlarge the subset ({found})."
+    return "enlarge the subset", f"Don't believe the subset's ranking: enlarge the subset ({numbers})."
 
 
 def _rises(points: Sequence[Point], means: Sequence[float], sign: float, ranks: RankCheck | None) -> bool:

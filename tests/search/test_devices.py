@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_studies import FACTS, make_config
 
+from cityopt import runtime
 from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import PromotionConfig
@@ -91,7 +92,8 @@ def test_plan_stays_as_it_is_on_one_device():
     assert share_out(plan, 1, told) is plan and told.said == []
 
 
-def test_every_stage_is_shared_out_and_the_rule_is_said():
+def test_every_stage_is_shared_out_and_the_rule_is_said(monkeypatch):
+    monkeypatch.setattr(runtime, "count_cores", lambda: 4)
     stages = [
         {"name": "heads", "epochs": 2},
         {"name": "all", "start_from": "heads", "overrides": {"training.batch_size": 12}},

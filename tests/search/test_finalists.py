@@ -1,5 +1,6 @@
 """Finalists with scripted workers and a real MLflow: who they are, what they train, who wins, a kill at every write."""
 
+import shutil
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from small_studies import FACTS, FLAT, RATE, empty_database, make_config, open_h
 
 from cityopt.data.cityscapes import FrameFacts
 from cityopt.data.subset import hash_names
-from cityopt.errors import ConfigError, DataError, StudyError, TrainingError
+from cityopt.errors import ConfigError, DataError, StoreError, StudyError, TrainingError
 from cityopt.search import single
 from cityopt.search.finalist_plan import choose_trials, plan_finalists
 from cityopt.search.finalist_result import FINALISTS, find_decided, read_last_finalists
@@ -318,6 +319,14 @@ def test_trust_is_refused_with_the_command_when_there_are_no_finalists(bench, tm
     it.database.rename(tmp_path / "optuna.db")
     with pytest.raises(StudyError, match="cityopt promote --study f-"):
         read_last_finalists(tmp_path, it.config.name)
+
+
+def test_result_names_the_winner_whose_runs_are_gone(bench):
+    it = bench(finalists=1, seeds=1)
+    found, _ = it.live()
+    shutil.rmtree(run_folder(it.store, found.winner.runs[0]))
+    with pytest.raises(StoreError, match=r"finalists-0001 was won by trial-0000, whose runs must be complete"):
+        find_decided(it.store, it.study, it.config)
 
 
 def test_only_candidate_is_promoted_without_finalists(bench):

@@ -13,7 +13,7 @@ SEEDS = ([0.40, 0.41], [0.37, 0.38], [0.33, 0.34], [0.30, 0.29], [0.25, 0.26])
 def judge(subset=SUBSET, seeds=SEEDS, halves=None, direction="maximize"):
     halves = halves or [None] * len(subset)
     points = [
-        Point(number, score, half, float(np.mean(values)))
+        Point(number, score, half, tuple(values))
         for number, (score, half, values) in enumerate(zip(subset, halves, seeds, strict=True))
     ]
     return judge_ranking(points, decide(seeds, [Cost(1.0, 1.0)] * len(seeds), direction), direction)
@@ -39,7 +39,7 @@ def test_more_epochs_are_advised_when_the_ranking_came_nearer_with_them():
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_few_points_are_called_too_few_however_well_they_agree(count):
     seeds = SEEDS[:count] or SEEDS[:1]
-    points = [Point(n, SUBSET[n], None, float(np.mean(SEEDS[n]))) for n in range(count)]
+    points = [Point(n, SUBSET[n], None, tuple(SEEDS[n])) for n in range(count)]
     found = judge_ranking(points, decide(seeds, [Cost(1.0, 1.0)] * len(seeds), "maximize"), "maximize")
     assert found.verdict == "too few points" and f"{count} finalist" in found.sentence
 
@@ -54,6 +54,16 @@ def test_seeds_are_wanted_when_they_are_one_each_or_drown_the_differences():
     noisy = ([0.40, 0.20], [0.37, 0.22], [0.33, 0.35], [0.30, 0.24], [0.25, 0.36])
     found = judge(seeds=noisy)
     assert found.verdict == "add seeds" and "may be chance" in found.sentence and found.spread_p > 0.05
+
+
+def test_finalists_outside_the_ranking_say_how_noisy_seeds_are_but_not_how_far_apart_points_lie():
+    alike = ([0.40, 0.41], [0.41, 0.40], [0.405, 0.415], [0.41, 0.405])
+    points = [Point(number, SUBSET[number], None, tuple(values)) for number, values in enumerate(alike)]
+    everybody = [*alike, [0.10, 0.11]]  # such as a pruned standard recipe, or a rescaled rival
+    decision = decide(everybody, [Cost(1.0, 1.0)] * 5, "maximize")
+    found = judge_ranking(points, decision, "maximize")
+    assert decision.spread_p < 0.001 and found.verdict == "add seeds"
+    assert found.noise == decision.noise and found.spread == pytest.approx(np.std([np.mean(v) for v in alike], ddof=1))
 
 
 def test_verdict_says_so_when_no_more_images_were_left():
