@@ -20,6 +20,7 @@ from cityopt.image_set import ImageSet
 from cityopt.promotion import is_heeded
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
+from cityopt.search.micro_batches import keep_pieces
 from cityopt.search.observer import Observer
 from cityopt.search.plan import find_zoom
 from cityopt.search.preparation import open_root, prepare_study
@@ -148,7 +149,7 @@ def choose_settings(study: optuna.Study | None, config: StudyConfig, extra: Mapp
     params: Mapping[str, Scalar] = {}
     if study is not None and complete:
         winner = pick_winner(study, config)
-        params, source = winner.params, f"trial {winner.number}, the best of {len(complete)} complete"
+        params, source = keep_pieces(config, winner, winner.params, extra), f"trial {winner.number}, the best of {len(complete)} complete"
     elif config.search.baselines:
         params, source = config.search.baselines[0], "the study's first baseline, since no trial is complete"
     else:

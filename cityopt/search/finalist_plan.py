@@ -21,6 +21,7 @@ from cityopt.errors import DataError
 from cityopt.image_set import ImageSet
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
+from cityopt.search.micro_batches import keep_pieces
 from cityopt.search.rescaling import Growth, rescale_settings
 from cityopt.search.single import strip_place
 from cityopt.search.space import build_trial_config, training_subset
@@ -181,7 +182,7 @@ def _build_run(
     store: Path,
 ) -> RunConfig:
     """Return a candidate's run on the trials' images."""
-    number, settings = candidate.trial.number, {**candidate.settings, **given}
+    number, settings = candidate.trial.number, keep_pieces(config, candidate.trial, candidate.settings, given)
     return replace_section(
         build_trial_config(config, facts, number, settings, device=device, cache=cache_folder(store)),
         name=f"{candidate.name}-seed-{seed}",

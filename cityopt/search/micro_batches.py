@@ -6,15 +6,17 @@ takes from the images beside each one: a batch norm that learns sees smaller bat
 group norm do not care), and detection losses are averaged over each micro-batch.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 
-from cityopt.config import RunConfig, TrainingConfig
+from cityopt.config import RunConfig, StudyConfig, TrainingConfig
+from cityopt.search.status import OUT_OF_MEMORY, TrialStatus
 from cityopt.settings import replace_section
+from cityopt.study_file import settle_training
 
-OUT_OF_MEMORY = "cityopt:oom"
-"""What a trial remembers of its first attempt: its peak, and the accumulation that it goes on with."""
+ACCUMULATION = "training.accumulation"
 
 
 def find_smaller(training: TrainingConfig) -> int | None:
@@ -41,6 +43,21 @@ def apply_retry(trial: optuna.Trial, config: RunConfig) -> RunConfig:
     if found is None:
         return config
     return replace_section(config, training=replace_section(config.training, accumulation=found["accumulation"]))
+
+
+def keep_pieces(
+    config: StudyConfig, trial: TrialStatus, settings: Mapping[str, Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a trial's `settings` with `more` on top, for other trainings: in micro-batches no larger than its own.
+
+    A trial that met an end of memory has smaller ones than its settings say. `more` may ask for others.
+    """
+    if trial.accumulation is None or ACCUMULATION in more:
+        return {**settings, **more}
+    most = settle_training(config, trial.params | {ACCUMULATION: 1}).training.batch_size // trial.accumulation
+    found = {**settings, **more, ACCUMULATION: 1}
+    size = settle_training(config, found).training.batch_size
+    return found | {ACCUMULATION: next(n for n in range(1, size + 1) if size % n == 0 and size // n <= most)}
 
 
 def describe_retry(trial: optuna.Trial) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cityopt.image_set import ImageSet, choose_val
 from cityopt.promotion import FROM_WEIGHTS, StageConfig
 from cityopt.runtime import derive_seed
 from cityopt.search.facts import StudyFacts
+from cityopt.search.micro_batches import keep_pieces
 from cityopt.search.observer import Observer
 from cityopt.search.pretrained import KEY as WEIGHTS
 from cityopt.search.pretrained import fetch_start, hash_weights, settle_path
@@ -67,7 +68,7 @@ def plan_promotion(
     loss which is the objective.
     """
     check_comparable(config.search.metric, settings, "--set")
-    common = {**winner.params, **config.promotion.overrides, **settle_path(settings)}
+    more = {**config.promotion.overrides, **settle_path(settings)}
     base = RunConfig(
         study=config.name,
         name="promotion",
@@ -88,11 +89,11 @@ def plan_promotion(
     )
     stages = config.promotion.trained
     if not stages:
-        return (PlannedStage("", _settle_run(base, config, facts, common, root)),)
+        return (PlannedStage("", _settle_run(base, config, facts, winner, more, root)),)
     _refuse_unheeded(stages, settings)
     plan: dict[str, PlannedStage] = {}
     for stage in stages:
-        plan[stage.name] = _plan_stage(base, config, facts, common, root, stage, plan)
+        plan[stage.name] = _plan_stage(base, config, facts, winner, more, root, stage, plan)
     return tuple(plan.values())
 
 
@@ -149,9 +150,9 @@ def describe_stage(stage: PlannedStage, num_images: int) -> str:
 
 
 def _settle_run(
-    base: RunConfig, config: StudyConfig, facts: StudyFacts, settings: Mapping[str, Any], root: Path
+    base: RunConfig, config: StudyConfig, facts: StudyFacts, winner: TrialStatus, more: Mapping[str, Any], root: Path
 ) -> RunConfig:
-    full = settle_training(config, settings)
+    full = settle_training(config, keep_pieces(config, winner, winner.params, more))
     return base.model_copy(
         update={
             "data": replace_section(full.data, root=str(root)),
@@ -171,21 +172,23 @@ def _plan_stage(
     base: RunConfig,
     config: StudyConfig,
     facts: StudyFacts,
-    common: Mapping[str, Any],
+    winner: TrialStatus,
+    more: Mapping[str, Any],
     root: Path,
     stage: StageConfig,
     before: Mapping[str, PlannedStage],
 ) -> PlannedStage:
     from cityopt.models.weights import find_norm
 
-    own = settle_path(stage.list_settings(float(common.get(_RATE, config.training.learning_rate))))
+    rate = {_RATE: config.training.learning_rate, **winner.params, **more}[_RATE]
+    own = settle_path(stage.list_settings(float(rate)))
     start = None if stage.start_from == FROM_WEIGHTS else before[stage.start_from]
     whole = start is None or start.run.model.family == (stage.model or config.model.family)
     if start is not None:
         own[WEIGHTS] = f"stage {start.name}"
         if whole:  # it goes on with the norm that it has
             own.setdefault("model.backbone_norm", find_norm(start.run.model))
-    run = _settle_run(base, config, facts, {**common, **own}, root)
+    run = _settle_run(base, config, facts, winner, {**more, **own}, root)
     images = ImageSet(split=stage.split, labels=stage.labels, num_images=stage.num_images, seed=config.seed)
     update: dict[str, Any] = {"train_set": images}
     if stage.name != config.promotion.trained[-1].name:

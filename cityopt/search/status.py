@@ -19,6 +19,8 @@ from cityopt.store import find_store
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"
 RETRY_OF = "cityopt:retry_of"
 """Attribute of a trial: the number of the failed trial whose settings it tries again."""
+OUT_OF_MEMORY = "cityopt:oom"
+"""What a trial remembers of its first attempt: its peak, and the accumulation that it goes on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,12 @@ class TrialStatus:
     """The failed trial whose settings this one tries again."""
     is_retried: bool = False
     """Whether another trial tries the settings of this one again."""
+    accumulation: int | None = None
+    """Micro-batches per step that it went on with after memory ran out, instead of what its settings say."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a trial of `cityopt status --json`."""
-        hidden = ("message", "retry_of", "is_retried")
+        hidden = ("message", "retry_of", "is_retried", "accumulation")
         return {key: value for key, value in asdict(self).items() if key not in hidden}
 
 
@@ -185,4 +189,5 @@ def _describe(trial: FrozenTrial, live: bool, maximize: bool, is_retried: bool) 
         ending.get("message", ""),
         trial.user_attrs.get(RETRY_OF),
         is_retried,
+        trial.user_attrs.get(OUT_OF_MEMORY, {}).get("accumulation"),
     )

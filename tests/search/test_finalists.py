@@ -188,6 +188,15 @@ def test_epochs_are_the_studys_own_unless_others_are_asked_for(bench):
     assert plan.runs[0][0].training.epochs == 5 and plan.candidates[0].settings == {RATE: 0.02}
 
 
+def test_finalists_keep_the_micro_batches_that_their_trials_fitted_in(bench):
+    it = bench()
+    trials = [*it.trials[:1], replace(it.trials[1], accumulation=4), *it.trials[2:]]
+    plan, before = it.plan(trials=trials), it.plan()
+    found = {candidate.name: runs[0].training.accumulation for candidate, runs in zip(plan.candidates, plan.runs)}
+    assert found == {"trial-0001": 4, "trial-0002": 1, "trial-0000": 1}
+    assert plan.digest == before.digest  # it is the same training in other pieces
+
+
 def test_changed_dataset_is_refused(bench):
     it = bench()
     for survey in (replace(SURVEY, fingerprint="g"), replace(SURVEY, facts=FRAMES[5:])):
