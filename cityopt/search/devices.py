@@ -39,6 +39,18 @@ def count_devices(text: str, device: str) -> int:
     return int(text)
 
 
+def check_devices(plan: tuple[PlannedStage, ...], devices: int, whose: str = "") -> None:
+    """Check that devices can share every batch of a plan equally; `whose` it is stands before what is wrong.
+
+    Raises ConfigError.
+    """
+    try:
+        for stage in plan:
+            check_shares(replace_section(stage.run, devices=devices))
+    except ConfigError as error:
+        raise ConfigError(f"{whose}: {error}" if whose else str(error)) from error
+
+
 def share_out(plan: tuple[PlannedStage, ...], devices: int, observer: Observer) -> tuple[PlannedStage, ...]:
     """Return the plan with every training on `devices` devices, which share the CPU's cores.
 

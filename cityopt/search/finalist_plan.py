@@ -68,17 +68,27 @@ class FinalistPlan:
 
 
 def choose_trials(trials: Sequence[TrialStatus], config: StudyConfig, count: int) -> list[TrialStatus]:
-    """Return the best complete trials, the best first, and trial 0 where the study begins with settings of its own.
+    """Return the best complete trials, the best first, and the standard recipe.
 
-    Pruned trials are none: their scores are of fewer epochs. Trial 0 is one in whatever state, unless it failed.
+    Pruned trials are none: their scores are of fewer epochs. The recipe is one in whatever state, unless it failed.
     """
     sign = -1.0 if config.search.direction == "maximize" else 1.0
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     chosen = sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))[:count]
-    first = trials[0] if trials and config.search.baselines else None
-    if first is not None and first.state != "failed" and first not in chosen:
-        chosen.append(first)
+    recipe = find_recipe(trials, config)
+    if recipe is not None and recipe.state != "failed" and recipe not in chosen:
+        chosen.append(recipe)
     return chosen
+
+
+def find_recipe(trials: Sequence[TrialStatus], config: StudyConfig) -> TrialStatus | None:
+    """Return the standard recipe: trial 0 where a study begins with settings of its own, or the last retry of it."""
+    if not trials or not config.search.baselines:
+        return None
+    found = trials[0]
+    for trial in trials:  # a retry comes later than what it tries again
+        found = trial if trial.retry_of == found.number else found
+    return found
 
 
 def plan_finalists(

@@ -14,7 +14,7 @@ import optuna
 from cityopt.config import StudyConfig
 from cityopt.errors import StoreError, StudyError
 from cityopt.search.evidence import CHEAPER, LEVEL, Cost, Decision, Interval, decide
-from cityopt.search.finalist_plan import read_half_score
+from cityopt.search.finalist_plan import find_recipe, read_half_score
 from cityopt.search.status import describe_trials
 from cityopt.search.study import load_stored_study, open_storage
 from cityopt.search.trust import Point, Trust, judge_ranking
@@ -147,6 +147,7 @@ def read_finalists(store: Path, study: optuna.Study, config: StudyConfig, entry:
             f"{entry['name']} was won by {name}, whose runs must be complete in {store / 'runs'}, but are not. "
             f"Restore their folders, or train them again with: cityopt promote --study {study.study_name}"
         )
+    recipe = find_recipe(list(trials.values()), config)
     halves = {trial.number: read_half_score(trial, direction) for trial in study.get_trials(deepcopy=False)}
     points = [
         Point(it.trial, it.subset_score, halves[it.trial], it.scores)
@@ -163,7 +164,7 @@ def read_finalists(store: Path, study: optuna.Study, config: StudyConfig, entry:
         dropped=tuple(it for it in finalists if it.failure),
         decision=decision,
         winner=winner,
-        baseline=0 if config.search.baselines else None,
+        baseline=recipe.number if recipe else None,
         trust=judge_ranking(points, decision, direction, grown=entry["num_images"] > entry["num_subset"]),
     )
 

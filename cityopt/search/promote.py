@@ -20,7 +20,7 @@ from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import ConfigError, StudyError, TrainingError
 from cityopt.promotion import check_promoted
 from cityopt.search.comparison import Comparison, choose_judge, compare_with_trial
-from cityopt.search.devices import count_devices, share_out
+from cityopt.search.devices import check_devices, count_devices, share_out
 from cityopt.search.facts import StudyFacts
 from cityopt.search.finalist_plan import choose_trials
 from cityopt.search.finalist_result import Finalists
@@ -101,21 +101,23 @@ def run_promotion(
         chosen = replace_settings(config, {"data.root": choose_root(data, config.data.root)})
         root = open_root(chosen, cache_folder(folder), observer)
         plan = plan_promotion(config, facts, best, settings, root=root, device=device, store=folder)
-        plan = share_out(plan, num_devices, observer)
+        check_devices(plan, num_devices)
         if config.promotion.stages:
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
         winner, finalists = best, None
         if needs_finalists(study, config, observer):
+            for trial in choose_trials(describe_trials(study, live=False), config, config.promotion.finalists):
+                rival = plan_promotion(config, facts, trial, settings, root=root, device=device, store=folder)
+                check_devices(rival, num_devices, f"trial {trial.number}, which may win")
             finalists = run_finalists(
                 study, config, facts, root=root, device=device, workers=workers, mlflow=mlflow, observer=observer
             )
             winner = take_winner(finalists, describe_trials(study, live=False), folder)
             plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
-            plan = share_out(plan, num_devices, observer)
             if config.promotion.stages and winner.params != best.params:
                 check_plan(plan, observer)
-        plan = pin_plan(plan)
+        plan = share_out(pin_plan(plan), num_devices, observer)
         with (
             open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),

@@ -86,6 +86,8 @@ def register_result(
         assert champion is not None
         return hold_contest(mlflow, run, checkpoint, champion, metric, observer)
 
+    if champion is not None and champion.run_id == run_id:  # a kill came between its alias and its run's end
+        return Registered(f"models:/{champion.name}@{CHAMPION}", champion.version, "it is the champion already")
     alias, reason = judge_challenger(champion, all_tags, direction, contest)
     if force and alias != CHAMPION:
         alias, reason = CHAMPION, f"forced, where the gate said {alias}: {reason}"

@@ -12,7 +12,7 @@ from cityopt.config import StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import PromotionConfig
 from cityopt.search import devices
-from cityopt.search.devices import count_devices, share_out
+from cityopt.search.devices import check_devices, count_devices, share_out
 from cityopt.search.observer import Observer
 from cityopt.search.plan import plan_promotion
 from cityopt.search.single import strip_place
@@ -114,6 +114,12 @@ def test_promotion_is_refused_with_the_numbers_when_three_devices_share_a_batch_
         ConfigError, match=r"batch_size=8, devices=3, accumulation=1 \(promotion\)\. Use another --devices"
     ):
         share_out(make_plan(), 3, Told())
+
+
+def test_devices_are_checked_for_each_that_may_win():
+    check_devices(make_plan(), 4, "trial 3, which may win")
+    with pytest.raises(ConfigError, match=r"^trial 3, which may win: .*batch_size=6, devices=4"):
+        check_devices(make_plan(batch_size=6), 4, "trial 3, which may win")
 
 
 def test_promotion_is_the_same_training_on_any_number_of_devices():

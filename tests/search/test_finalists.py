@@ -25,7 +25,7 @@ from cityopt.data.cityscapes import FrameFacts
 from cityopt.data.subset import hash_names
 from cityopt.errors import ConfigError, DataError, StoreError, StudyError, TrainingError
 from cityopt.search import single
-from cityopt.search.finalist_plan import choose_trials, plan_finalists
+from cityopt.search.finalist_plan import choose_trials, find_recipe, plan_finalists
 from cityopt.search.finalist_result import FINALISTS, find_decided, read_last_finalists
 from cityopt.search.finalists import FinalistTrainer, run_finalists
 from cityopt.search.observer import Observer
@@ -217,6 +217,21 @@ def test_candidates_are_complete_trials_and_trial_0_unless_it_failed(bench, stat
     without = replace_settings(it.config, {"search.baselines": ()})
     expected = [number for number in chosen if number or state == "complete"][: max(count, 1)]
     assert [trial.number for trial in choose_trials(trials, without, count)] == expected
+
+
+def test_standard_recipe_that_failed_is_a_candidate_once_a_retry_of_it_did_not(bench):
+    it = bench()
+    failed = replace(it.trials[0], state="failed", value=None, is_retried=True)
+    first, second = (
+        replace(it.trials[0], number=number, state=state, value=value, retry_of=retry_of)
+        for number, state, value, retry_of in ((4, "failed", None, 0), (5, "complete", 0.05, 4))
+    )
+    trials = [failed, *it.trials[1:], first]
+    assert [trial.number for trial in choose_trials(trials, it.config, 2)] == [1, 2]
+    trials.append(second)
+    assert [trial.number for trial in choose_trials(trials, it.config, 2)] == [1, 2, 5]
+    assert find_recipe(trials, it.config).number == 5 and find_recipe([], it.config) is None
+    assert find_recipe(trials, replace_settings(it.config, {"search.baselines": ()})) is None
 
 
 def test_rescaled_rival_competes_beside_the_raw_setting_when_images_grow(bench):

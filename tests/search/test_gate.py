@@ -192,6 +192,15 @@ def test_force_overrides_the_gate_and_stays_on_record(monkeypatch, make_run, tmp
     assert "forced, where the gate said challenger: its lead" in registry.given["description"]
 
 
+def test_verdict_of_a_champion_stays_when_its_own_registration_is_repeated(monkeypatch, make_run, tmp_path):
+    registry = Registry(monkeypatch, None)
+    own = ModelVersion("cityopt-small", 5, "new", {}, ("champion",), "Trained. champion: forced, where the gate said …")
+    monkeypatch.setattr(registration, "find_champion", lambda *_: own)
+    found = register(make_run(), tmp_path)
+    assert (found.model, found.version) == ("models:/cityopt-small@champion", 5)
+    assert not hasattr(registry, "given") and registry.alias is None
+
+
 def test_missing_or_changed_dataset_stops_the_gate(monkeypatch, make_run, tmp_path):
     registry = Registry(monkeypatch, None)
     next((tmp_path / "data").glob("gtFine/val/*/*instanceIds.png")).unlink()
