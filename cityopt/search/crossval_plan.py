@@ -149,7 +149,10 @@ def choose_settings(study: optuna.Study | None, config: StudyConfig, extra: Mapp
     params: Mapping[str, Scalar] = {}
     if study is not None and complete:
         winner = pick_winner(study, config)
-        params, source = keep_pieces(config, winner, winner.params, extra), f"trial {winner.number}, the best of {len(complete)} complete"
+        params, source = (
+            keep_pieces(config, winner, winner.params, extra),
+            f"trial {winner.number}, the best of {len(complete)} complete",
+        )
     elif config.search.baselines:
         params, source = config.search.baselines[0], "the study's first baseline, since no trial is complete"
     else:

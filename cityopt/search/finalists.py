@@ -27,6 +27,7 @@ from cityopt.search.finalist_result import (
     name_metrics,
     read_finalists,
 )
+from cityopt.search.micro_batches import find_smaller
 from cityopt.search.observer import Observer
 from cityopt.search.pretrained import fetch_weights
 from cityopt.search.single import SingleTraining
@@ -42,6 +43,9 @@ from cityopt.training.dataset import open_set, survey_dataset
 
 _LEAVES_OTHERS = ("nan", "oom")
 """Reasons that speak against a finalist's settings alone; after any other one the same command goes on."""
+_COMES_AGAIN = ("crash", "hung")
+"""Reasons that speak against them, too, when they have come `_MAX_FAILURES` times."""
+_MAX_FAILURES = 2
 
 
 def run_finalists(
@@ -61,6 +65,7 @@ def run_finalists(
     TrainingError.
     """
     slots = plan_slots(device, workers=workers)
+    warn_of_sharing(slots, observer)
     store, cache = mlflow.store, cache_folder(mlflow.store)
     survey = survey_dataset(root, cache, observer.reporter("reading labels"))
     trials = describe_trials(study, live=False)
@@ -172,7 +177,9 @@ class FinalistTrainer:
 
     def _open_runs(self, waiting: Sequence[RunConfig], held: ExitStack) -> Iterator[tuple[str, RunConfig]]:
         for planned in waiting:
-            run = replace_section(planned, name=f"{self._entry['name']}-{planned.name}")
+            run = _cut(
+                replace_section(planned, name=f"{self._entry['name']}-{planned.name}"), self._find_place(planned)
+            )
             run_id = self._open_run(run)
             held.enter_context(self.training.holding(run_id))
             yield run_id, run
@@ -202,13 +209,35 @@ class FinalistTrainer:
         _, metrics = pick_epoch(read_records(run_folder(self.store, run_id))[0], run.metric, run.direction)
         self.observer.end_run(run.name, "complete", metrics[run.metric], "", is_best=False)
 
-    def _drop_run(self, run_id: str, run: RunConfig, reason: str, message: str) -> bool:
-        """End a run whose settings failed; its finalist is out, and the others go on."""
-        if reason not in _LEAVES_OTHERS:
+    def _drop_run(self, run_id: str, run: RunConfig, reason: str, message: str) -> RunConfig | bool:
+        """End a run whose settings failed: its finalist is out, and the others go on. Memory gets a second chance."""
+        if reason == "oom" and (smaller := self._find_smaller(run)):
+            size = smaller.training.batch_size // smaller.training.accumulation
+            self.observer.say(f"{run.name}: {message}; it is tried again with {size} images at once.")
+            return smaller
+        if reason not in _LEAVES_OTHERS and not self._comes_again(run, reason):
             return False
         self.training.complete(run_id, Status("failed", reason, message))
         self.observer.end_run(run.name, "failed", None, reason, is_best=False)
         return True
+
+    def _find_smaller(self, run: RunConfig) -> RunConfig | None:
+        """Let a run go on in smaller micro-batches from now on; None where it has done so, or they cannot be smaller."""
+        place, accumulation = self._find_place(run), find_smaller(run.training)
+        if accumulation is None or "accumulation" in place:
+            return None
+        place["accumulation"] = accumulation
+        self._remember()
+        return _cut(run, place)
+
+    def _comes_again(self, run: RunConfig, reason: str) -> bool:
+        """Count a failure that may be the machine's, and say whether it is the settings' after all."""
+        if reason not in _COMES_AGAIN:
+            return False
+        place = self._find_place(run)
+        place["failures"] = place.get("failures", 0) + 1
+        self._remember()
+        return bool(place["failures"] >= _MAX_FAILURES)
 
     def _tell_failures(self) -> str:
         statuses = [
@@ -223,3 +252,19 @@ class FinalistTrainer:
         parent.write_artifact("finalists.json", json.dumps(found.to_json(), indent=1))
         parent.log_metrics(name_metrics(found), step=int(found.name.rpartition("-")[2]))
         self.mlflow.log(parent.folder.name, tags=describe_finalists(found))
+
+
+def _cut(run: RunConfig, place: Mapping[str, Any]) -> RunConfig:
+    """Return a run in the micro-batches that it goes on with, where memory ran out before."""
+    if "accumulation" not in place:
+        return run
+    return replace_section(run, training=replace_section(run.training, accumulation=place["accumulation"]))
+
+
+def warn_of_sharing(slots: Sequence[str], observer: Observer) -> None:
+    """Warn when workers share the memory of a GPU."""
+    most = max(slots.count(slot) for slot in slots)
+    if most > 1 and slots[0] != "cpu":
+        observer.say(
+            f"Warning: up to {most} finalists share the memory of a device. Use fewer --workers if it runs out."
+        )

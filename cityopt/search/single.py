@@ -26,8 +26,9 @@ from cityopt.tracking.run_folder import LAST, RunFolder, Status, read_attempt, r
 OnEnd = Callable[[str, RunConfig, Mapping[str, Any]], None]
 """Called with a run's id, its config and what its training brought (the fields of `TrainingResult`)."""
 
-OnFailure = Callable[[str, RunConfig, str, str], bool]
-"""Called with a run's id, its config, a reason and a message; says whether the other runs go on without it."""
+OnFailure = Callable[[str, RunConfig, str, str], RunConfig | bool]
+"""Called with a run's id, its config, a reason and a message; says whether the other runs go on without it, or returns
+a config with which it is tried again."""
 
 
 class RunFailedError(TrainingError):
@@ -146,12 +147,20 @@ class SingleTraining:
         elif event.outcome == "lost":
             running[event.run_id].stalled -= event.reason == NEVER_BEGAN
             self.observer.say(f"{run.name}: {event.message}; it is tried again from its last epoch.")
-            self._submit(event.run_id, running[event.run_id])
-        elif event.outcome == "failed":
-            if on_failure(event.run_id, run, event.reason, event.message):
+            try:
+                self._submit(event.run_id, running[event.run_id])
+            except RunFailedError as error:
+                if on_failure(event.run_id, run, error.reason, str(error)) is not True:
+                    raise
                 del running[event.run_id]
-                return
-            raise RunFailedError(event.run_id, event.reason, f"{run.name}: {event.message}")
+        elif event.outcome == "failed":
+            answer = on_failure(event.run_id, run, event.reason, event.message)
+            if not answer:
+                raise RunFailedError(event.run_id, event.reason, f"{run.name}: {event.message}")
+            del running[event.run_id]
+            if isinstance(answer, RunConfig):
+                running[event.run_id] = _Running(answer)
+                self._submit(event.run_id, running[event.run_id])
         else:
             del running[event.run_id]
             on_end(event.run_id, run, event.result)

@@ -27,7 +27,7 @@ from cityopt.errors import ConfigError, DataError, StoreError, StudyError, Train
 from cityopt.search import single
 from cityopt.search.finalist_plan import choose_trials, find_recipe, plan_finalists
 from cityopt.search.finalist_result import FINALISTS, find_decided, read_last_finalists
-from cityopt.search.finalists import FinalistTrainer, run_finalists
+from cityopt.search.finalists import FinalistTrainer, run_finalists, warn_of_sharing
 from cityopt.search.observer import Observer
 from cityopt.search.promote import needs_finalists, take_winner
 from cityopt.search.single import SingleTraining
@@ -192,7 +192,8 @@ def test_finalists_keep_the_micro_batches_that_their_trials_fitted_in(bench):
     it = bench()
     trials = [*it.trials[:1], replace(it.trials[1], accumulation=4), *it.trials[2:]]
     plan, before = it.plan(trials=trials), it.plan()
-    found = {candidate.name: runs[0].training.accumulation for candidate, runs in zip(plan.candidates, plan.runs)}
+    pairs = zip(plan.candidates, plan.runs, strict=True)
+    found = {candidate.name: runs[0].training.accumulation for candidate, runs in pairs}
     assert found == {"trial-0001": 4, "trial-0002": 1, "trial-0000": 1}
     assert plan.digest == before.digest  # it is the same training in other pieces
 
@@ -278,6 +279,58 @@ def test_other_failures_stop_the_promotion_and_the_same_command_goes_on(bench):
     check_result(it, found)
     assert NAMES[0] not in [job.config.name for job in executor.jobs]
     assert any("goes on: 1 of 6 trainings ended" in text for text in it.said)
+
+
+@pytest.mark.parametrize("how", [{"reason": "crash"}, {"reason": "hung"}, {"lost_before": 2}])
+def test_finalist_that_crashes_again_is_out_and_the_others_go_on(bench, how):
+    it = bench()
+
+    def fail(config, attempt):
+        return replace(play(config, attempt), **(how if config.name.endswith("trial-0000-seed-1") else {}))
+
+    with pytest.raises(TrainingError, match="trial-0000-seed-1: "):
+        it.live(fail)
+    found, _ = it.live(fail)
+    assert found.winner.trial == 2
+    assert [finalist.failure.split(":")[0] for finalist in found.dropped] == [how.get("reason", "crash")]
+    assert it.live(fail)[1].jobs == []
+
+
+def test_finalist_goes_on_in_smaller_pieces_when_memory_ran_out(bench):
+    it = bench()
+    seen = []
+
+    def run_out(config, attempt):
+        if not config.name.endswith("trial-0000-seed-1"):
+            return play(config, attempt)
+        seen.append(config.training.accumulation)
+        if len(seen) == 2:
+            raise Killed
+        return replace(play(config, attempt), reason="oom" if config.training.accumulation == 1 else "")
+
+    with pytest.raises(Killed):
+        it.live(run_out)
+    found, _ = it.live(run_out)
+    check_result(it, found)
+    assert seen == [1, 2, 2] and any("it is tried again with 4 images at once" in text for text in it.said)
+
+
+def test_finalist_is_out_when_smaller_pieces_do_not_help(bench):
+    it = bench()
+    found, executor = it.live(
+        lambda config, n: replace(play(config, n), reason="oom" if "trial-0000" in config.name else "")
+    )
+    assert [finalist.name for finalist in found.dropped] == ["trial-0000"] and found.winner.trial == 2
+    pieces = [job.config.training.accumulation for job in executor.jobs if "trial-0000" in job.config.name]
+    assert pieces == [1, 2, 1, 2]
+
+
+def test_finalists_that_share_a_gpu_are_warned_of():
+    said, observer = [], Observer()
+    observer.say = said.append
+    for slots in (("cpu", "cpu"), ("cuda:0", "cuda:1"), ("cuda:0", "cuda:1", "cuda:0")):
+        warn_of_sharing(slots, observer)
+    assert len(said) == 1 and "up to 2 finalists share the memory of a device" in said[0]
 
 
 def test_several_workers_find_the_same(bench):

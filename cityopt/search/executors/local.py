@@ -161,9 +161,10 @@ class LocalExecutor(Executor):
         worker.ask_for_traceback()
         worker.kill()
         self._put_new(worker.slot)
+        limit_s = self._find_limit(worker)
         message = (
-            f"the worker gave no sign of life for {worker.silence_s:.0f} s, and {self._find_limit(worker):.0f} s are the "
-            "limit (search.hang_limit_s, search.hang_factor). The log of the run ends with where it was."
+            f"the worker gave no sign of life for {worker.silence_s:.0f} s, and {limit_s:.0f} s are the limit "
+            "(search.hang_limit_s, search.hang_factor). The log of the run ends with where it was."
         )
         return [JobEnded(worker.job.run_id, "failed", reason="hung", message=message)]
 
