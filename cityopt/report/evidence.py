@@ -17,7 +17,9 @@ def write_evidence(findings: Findings) -> Markup | None:
     if found is None:
         return None
     lines = [tag("p", line, class_="note") for line in describe_ranks(found)]
-    gate = findings.promotion.message if findings.promotion and findings.promotion.outcome == "complete" else ""
+    promotion = findings.promotion
+    is_theirs = promotion is not None and promotion.finalists == found.name and promotion.outcome == "complete"
+    gate = promotion.message if promotion and is_theirs else ""
     return join(
         [
             tag("p", found.reason),

@@ -65,6 +65,8 @@ class PromotionRecord:
     trial: int
     outcome: Literal["complete", "pruned", "failed", "unfinished"]
     message: str
+    finalists: str | None
+    """Whose winner it promoted; None where no finalists were trained."""
     records: tuple[Record, ...]
     folder: Path
     size: tuple[int, int]
@@ -188,6 +190,7 @@ def _describe_promotion(store: Path, entry: dict[str, Any]) -> PromotionRecord:
         trial=entry["trial"],
         outcome=status.outcome if status else "unfinished",
         message=status.message if status else "",
+        finalists=entry.get("finalists"),
         records=tuple(read_records(folder)[0]),
         folder=folder,
         size=(height, width),

@@ -131,11 +131,13 @@ def print_forecast(console: Console, forecast: "Forecast") -> None:
     for heading in ("what", "how much"):
         table.add_column(heading)
     promotion = "not known: a stage has another model" if forecast.promotion_s is None else ""
+    many = f"{forecast.finalists} trainings, about {format_seconds(forecast.finalists_s)} one after the other"
     rows = {
         "an epoch of trial 0": format_seconds(forecast.epoch_s),
         f"a trial of {forecast.epochs} epochs, not pruned": tell(forecast.trial_s),
         "the sweep": tell(forecast.sweep_s),
         "training in all": tell(forecast.device_s),
+        "its finalists": many if forecast.finalists else "none",
         "the promotion": promotion or f"about {format_seconds(forecast.promotion_s)}",
         "memory of a worker": f"{forecast.memory_gib:.2f} GiB",
         "disk": f"{forecast.disk_gib:.2f} GiB of checkpoints",

@@ -6,6 +6,7 @@ was in, and what was trained already is taken over. What came out is an attribut
 """
 
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,7 @@ from cityopt.search.micro_batches import find_smaller
 from cityopt.search.observer import Observer
 from cityopt.search.pretrained import fetch_weights
 from cityopt.search.single import SingleTraining
-from cityopt.search.status import describe_trials
+from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.sweep import open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
@@ -73,7 +74,8 @@ def run_finalists(
     plan = plan_finalists(config, facts, trials, survey, device=device, threads=threads, store=store)
     fetch_weights(config, observer)
     names = ", ".join(candidate.name for candidate in plan.candidates)
-    observer.say(f"finalists: {names}, {config.promotion.seeds} seeds each, {plan.note}")
+    cost = describe_cost(plan, config, facts, trials, len(slots))
+    observer.say(f"finalists: {names}, {config.promotion.seeds} seeds each, {plan.note}{cost}")
     run = plan.runs[0][0]
     open_set(survey, run.train_set, run, observer.reporter("decoding the finalists' images"))
     with (
@@ -222,7 +224,7 @@ class FinalistTrainer:
         return True
 
     def _find_smaller(self, run: RunConfig) -> RunConfig | None:
-        """Let a run go on in smaller micro-batches from now on; None where it has done so, or they cannot be smaller."""
+        """Let a run go on in smaller micro-batches from now on; None where it did before, or they cannot be smaller."""
         place, accumulation = self._find_place(run), find_smaller(run.training)
         if accumulation is None or "accumulation" in place:
             return None
@@ -259,6 +261,19 @@ def _cut(run: RunConfig, place: Mapping[str, Any]) -> RunConfig:
     if "accumulation" not in place:
         return run
     return replace_section(run, training=replace_section(run.training, accumulation=place["accumulation"]))
+
+
+def describe_cost(
+    plan: FinalistPlan, config: StudyConfig, facts: StudyFacts, trials: Sequence[TrialStatus], num_slots: int
+) -> str:
+    """Return what the finalists take by what the study's whole trials took; empty where those say nothing."""
+    whole = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds]
+    if not whole:
+        return ""
+    epochs = (config.promotion.finalist_epochs or config.training.epochs) / config.training.epochs
+    count = sum(map(len, plan.runs))
+    trial_s = statistics.median(whole) * epochs * plan.num_images / facts.num_subset
+    return f"; about {trial_s * count / min(num_slots, count) / 60:.1f} min, {count} trainings in all"
 
 
 def warn_of_sharing(slots: Sequence[str], observer: Observer) -> None:

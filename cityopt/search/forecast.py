@@ -3,8 +3,9 @@
 The range reaches from the cheapest trainings that all are pruned as early as may be to the dearest of which none is.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -59,6 +60,10 @@ class Forecast:
     disk_gib: float
     promotion_s: float | None
     """None where a stage has a model that was not measured."""
+    finalists: int = 0
+    """How many trainings they are at most."""
+    finalists_s: float = 0.0
+    """Of all of them, one after the other."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `cityopt plan --json`."""
@@ -73,8 +78,12 @@ def build_forecast(
     threads: int,
     device: str,
     promotion_s: float | None,
+    growth: float = 1.0,
 ) -> Forecast:
-    """Turn measured costs, trial 0's first, into a forecast of the sweep."""
+    """Turn measured costs, trial 0's first, into a forecast of the sweep and of what follows it.
+
+    Finalists train on `growth` times the trials' images.
+    """
     trials, first = config.search.trials, costs[0]
     wholes = [_sum_trial(cost, cost.epochs) for cost in costs]
     trial_s = Range((1 - TOLERANCE) * min(wholes), wholes[0], (1 + TOLERANCE) * max(wholes))
@@ -86,6 +95,8 @@ def build_forecast(
         fixed + epochs.likely * fmean(per_epoch),
         (1 + TOLERANCE) * (fixed + epochs.high * max(per_epoch)),
     )
+    finalists = count_finalists(config)
+    finalist = replace(first, steps=math.ceil(growth * first.steps))
     at_once = min(num_workers, trials)
     tail_s = trial_s.high if at_once > 1 else 0.0  # the last trial may run alone
     return Forecast(
@@ -100,9 +111,20 @@ def build_forecast(
         sweep_s=Range(device_s.low / at_once, device_s.likely / at_once, device_s.high / at_once + tail_s),
         device_s=device_s,
         memory_gib=max(cost.memory_gib for cost in costs),
-        disk_gib=_COPIES * trials * first.checkpoint_gib + num_workers * first.checkpoint_gib,
+        disk_gib=(_COPIES * (trials + finalists) + num_workers) * first.checkpoint_gib,
         promotion_s=promotion_s,
+        finalists=finalists,
+        finalists_s=finalists * _sum_trial(finalist, config.promotion.finalist_epochs or first.epochs),
     )
+
+
+def count_finalists(config: StudyConfig) -> int:
+    """Return how many trainings a promotion's finalists are at most: of the best trials, trial 0 and their rivals."""
+    promotion = config.promotion
+    if not promotion.has_finalists:
+        return 0
+    chosen = min(promotion.finalists + bool(config.search.baselines), config.search.trials)
+    return chosen * (2 if promotion.rescale else 1) * promotion.seeds
 
 
 def count_epochs(config: StudyConfig, trials: int) -> Range:

@@ -18,6 +18,7 @@ from cityopt.errors import TrainingError
 from cityopt.search.executors.base import Executor, Job, JobEnded, Progressed
 from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
+from cityopt.search.finalist_plan import choose_images
 from cityopt.search.forecast import Forecast, build_forecast
 from cityopt.search.observer import Observer
 from cityopt.search.plan import plan_promotion
@@ -78,9 +79,16 @@ def run_plan(
                 for settings in variants
             ]
             costs = [_measure(executor, run, len(slots), folder, observer) for run in runs]
+        growth = _find_growth(prepared, facts, folder)
         promotion_s = _forecast_promotion(prepared, facts, variants[0], costs[0], runs[0], folder)
     return build_forecast(
-        config, costs, num_workers=len(slots), threads=threads, device=slots[0], promotion_s=promotion_s
+        config,
+        costs,
+        num_workers=len(slots),
+        threads=threads,
+        device=slots[0],
+        promotion_s=promotion_s,
+        growth=growth,
     )
 
 
@@ -121,6 +129,12 @@ def _measure(executor: Executor, run: RunConfig, num_workers: int, store: Path, 
         save_s=fmean(costs.save_s for costs in found),
         memory_gib=max(costs.memory_gib for costs in found),
     )
+
+
+def _find_growth(prepared: PreparedStudy, facts: StudyFacts, store: Path) -> float:
+    """Return on how many times the trials' images finalists train."""
+    survey = survey_dataset(prepared.root, cache_folder(store))
+    return choose_images(prepared.config, facts, survey)[1] / facts.num_subset
 
 
 def _forecast_promotion(

@@ -246,6 +246,7 @@ class Promoter:
         run_id = self._create_run(run, tags | ({"cityopt.stage": plan[-1].name} if plan[-1].name else {}))
         stages = [{"name": stage.name, "config": stage.run.model_dump(mode="json")} for stage in plan[:-1]]
         entry = {"name": run.name, "run_id": run_id, "trial": winner.number, "config": run.model_dump(mode="json")}
+        entry |= {"finalists": self.finalists.name} if self.finalists else {}
         self.study.set_user_attr(PROMOTIONS, [*known, entry | ({"stages": stages} if stages else {})])
         return run, run_id
 

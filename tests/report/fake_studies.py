@@ -153,9 +153,16 @@ def draw_picture(path: Path, level: int) -> None:
 
 
 def add_promotion(
-    store: Path, config: StudyConfig, *, trial: int, ap: float, outcome: str = "complete", validation_set: Any = None
+    store: Path,
+    config: StudyConfig,
+    *,
+    trial: int,
+    ap: float,
+    outcome: str = "complete",
+    finalists: str | None = None,
+    validation_set: Any = None,
 ) -> Path:
-    """Write a promotion of a trial with its comparison; returns its run's folder."""
+    """Write a promotion of a trial, maybe that of some finalists, with its comparison; returns its run's folder."""
     folder = store / "runs" / ("e" * 32)
     write_run(folder, [ap / 2, ap], pictures=True, prefixes=("val/",))
     extra = {
@@ -174,6 +181,7 @@ def add_promotion(
         }
         (folder / "status.json").write_text(json.dumps(status))
     entry = {"name": "promotion-0001", "run_id": folder.name, "trial": trial}
+    entry |= {"finalists": finalists} if finalists else {}
     entry["config"] = {"data": {"size": [128, 256]}, "training": {"epochs": 2}, "validation_set": validation_set or VAL}
     optuna.load_study(study_name=config.name, storage=open_storage(store)).set_user_attr(PROMOTIONS, [entry])
     return folder

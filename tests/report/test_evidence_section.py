@@ -53,7 +53,7 @@ def read(store, config):
 
 def test_section_shows_finalists_with_intervals_the_plot_the_verdict_and_the_gate(tmp_path):
     config = make_finalists(tmp_path)
-    add_promotion(tmp_path, config, trial=1, ap=0.5)
+    add_promotion(tmp_path, config, trial=1, ap=0.5, finalists="finalists-0001")
     section = read(tmp_path, config).sections["evidence"]
     rows = {row[0].split()[0]: row[1:] for row in section.rows}
     assert [row[0].split()[0] for row in section.rows[1:]] == [f"trial-{n:04d}" for n in (1, 2, 3, 4, 0)]
@@ -66,6 +66,14 @@ def test_section_shows_finalists_with_intervals_the_plot_the_verdict_and_the_gat
     assert "models:/cityopt-streets@champion" in text  # what the gate said
     page = write_page(read_findings(tmp_path, config.name))
     assert page.count('class="span"') == 5
+
+
+@pytest.mark.parametrize("finalists", [None, "finalists-0002"])
+def test_gate_of_another_promotion_is_not_shown_beside_finalists(tmp_path, finalists):
+    config = make_finalists(tmp_path)
+    add_promotion(tmp_path, config, trial=1, ap=0.5, finalists=finalists)
+    text = read(tmp_path, config).sections["evidence"].text
+    assert "trial-0001 wins" in text and "The gate" not in text and "@champion" not in text
 
 
 def test_standard_recipe_is_named_when_it_wins_and_the_verdict_turns(tmp_path):

@@ -129,8 +129,9 @@ def test_forecast_shows_ranges_and_what_it_does_not_know(console):
     text = "\n".join(lines(console))
     assert "small: 4 trials, 2 worker(s) on cuda:0, 1 threads each" in text
     assert "2:00 min (1:00 min to 10:00 min)" in text and "3.25 GiB" in text and "a stage has another model" in text
-    print_forecast(console, replace(found, promotion_s=90.0))
-    assert "about 1:30 min" in "\n".join(lines(console))
+    print_forecast(console, replace(found, promotion_s=90.0, finalists=12, finalists_s=3600.0))
+    text = "\n".join(lines(console))
+    assert "about 1:30 min" in text and "12 trainings, about 1:00" in text
 
 
 def make_promotion(metric="val/ap", **changes):

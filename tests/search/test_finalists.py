@@ -27,7 +27,7 @@ from cityopt.errors import ConfigError, DataError, StoreError, StudyError, Train
 from cityopt.search import single
 from cityopt.search.finalist_plan import choose_trials, find_recipe, plan_finalists
 from cityopt.search.finalist_result import FINALISTS, find_decided, read_last_finalists
-from cityopt.search.finalists import FinalistTrainer, run_finalists, warn_of_sharing
+from cityopt.search.finalists import FinalistTrainer, describe_cost, run_finalists, warn_of_sharing
 from cityopt.search.observer import Observer
 from cityopt.search.promote import needs_finalists, take_winner
 from cityopt.search.single import SingleTraining
@@ -323,6 +323,14 @@ def test_finalist_is_out_when_smaller_pieces_do_not_help(bench):
     assert [finalist.name for finalist in found.dropped] == ["trial-0000"] and found.winner.trial == 2
     pieces = [job.config.training.accumulation for job in executor.jobs if "trial-0000" in job.config.name]
     assert pieces == [1, 2, 1, 2]
+
+
+def test_cost_of_finalists_follows_from_what_trials_took(bench):
+    it = bench()
+    trials = [replace(trial, seconds=60.0 * (1 + trial.number)) for trial in it.trials]  # 150 s in the middle
+    plan = it.plan()  # 6 trainings on 24 images instead of 8
+    assert describe_cost(plan, it.config, it.facts, trials, 2) == "; about 22.5 min, 6 trainings in all"
+    assert describe_cost(plan, it.config, it.facts, it.trials, 2) == ""
 
 
 def test_finalists_that_share_a_gpu_are_warned_of():

@@ -5,6 +5,7 @@ from small_studies import DEPTH, FLAT, RATE, make_config
 
 from cityopt.search.forecast import build_forecast, count_epochs
 from cityopt.search.measurement import list_variants
+from cityopt.settings import replace_settings
 from cityopt.training.costs import TrainingCosts
 
 COSTS = TrainingCosts(
@@ -23,7 +24,8 @@ COSTS = TrainingCosts(
 
 
 def forecast(config, costs=(COSTS,), num_workers=1):
-    return build_forecast(config, costs, num_workers=num_workers, threads=2, device="cpu", promotion_s=None)
+    plain = replace_settings(config, {"promotion.finalists": 1, "promotion.seeds": 1})
+    return build_forecast(plain, costs, num_workers=num_workers, threads=2, device="cpu", promotion_s=None)
 
 
 def test_trial_is_the_sum_of_its_parts_when_it_is_not_pruned():
@@ -91,3 +93,25 @@ def test_both_ends_are_measured_only_of_settings_that_cost_something():
     assert list_variants(make_config(space=conditional, baselines=[{"training.optimizer": "adamw"}])) == [
         {"training.optimizer": "adamw"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("promotion", "baselines", "trials", "count"),
+    [
+        ({}, [], 40, 3 * 3),
+        ({}, [{RATE: 0.01}], 40, (3 + 1) * 3),
+        ({}, [{RATE: 0.01}], 2, 2 * 3),
+        ({"rescale": ["weight_decay"], "seeds": 2}, [], 40, 3 * 2 * 2),
+        ({"finalists": 1, "seeds": 1}, [{RATE: 0.01}], 40, 0),
+    ],
+)
+def test_finalists_cost_their_images_and_epochs_times_their_number(promotion, baselines, trials, count):
+    config = make_config(trials=trials, baselines=baselines)
+    config = replace_settings(config, {f"promotion.{key}": value for key, value in promotion.items()})
+    given = {"num_workers": 1, "threads": 2, "device": "cpu", "promotion_s": None, "growth": 3.0}
+    found = build_forecast(config, [COSTS], **given)
+    one_s = 3.0 + 6 * (3 * 10 * 2.0 + 20 * 0.5 + 1.0) + 0.3
+    assert (found.finalists, found.finalists_s) == (count, pytest.approx(count * one_s))
+    assert found.disk_gib == 0.5 * (2 * (trials + count) + 1)
+    longer = build_forecast(replace_settings(config, {"promotion.finalist_epochs": 12}), [COSTS], **given)
+    assert longer.finalists_s == pytest.approx(count * (2 * (one_s - 3.3) + 3.3))
