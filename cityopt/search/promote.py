@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import RunConfig, StudyConfig, complete_run
+from cityopt.config import PINS, RunConfig, StudyConfig, complete_run
 from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import ConfigError, StudyError, TrainingError
 from cityopt.promotion import check_promoted
@@ -312,7 +312,9 @@ class Promoter:
         """Return the run of an earlier promotion's stage that was trained to its end with this very config."""
         wanted = strip_place(run.model_dump(mode="json"))
         for entry in (stage for promotion in reversed(known) for stage in promotion.get("stages", [])):
-            if "run_id" in entry and _recall(entry["trained"], run) == wanted:
+            if "run_id" not in entry or any(getattr(run, pin) and pin not in entry["trained"] for pin in PINS):
+                continue  # nobody knows from which content it was trained
+            if _recall(entry["trained"], run) == wanted:
                 folder = run_folder(self.store, entry["run_id"])
                 status = read_status(folder)
                 if status is not None and status.outcome == "complete" and (folder / BEST).is_file():

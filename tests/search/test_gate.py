@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cityopt.config import ModelConfig
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError, StoreError, TrainingError, WeightsError
 from cityopt.evaluation.image_scores import SemanticScores
@@ -14,7 +15,7 @@ from cityopt.evaluation.paired import MIN_IMAGES, PairedDifference
 from cityopt.search import gate, registration
 from cityopt.search.gate import Contest, describe_origins, hold_contest
 from cityopt.search.observer import Observer
-from cityopt.search.registration import judge_challenger, register_result
+from cityopt.search.registration import describe_loss, judge_challenger, register_result
 from cityopt.tracking.mlflow_registry import ModelVersion
 from cityopt.training.dataset import survey_dataset
 
@@ -112,7 +113,7 @@ def test_champion_that_cannot_be_judged_stays_unless_forced_and_the_verdict_says
     alias, reason = judge_challenger(CHAMPION, TAGS, "minimize", fail)
     assert alias == "challenger" and "no contest" in reason and "it is gone" in reason
     run = make_run()
-    monkeypatch.setitem(CHAMPION.tags, "cityopt.fingerprint", run.fingerprint)
+    meet_champion(monkeypatch, run)
     registry = Registry(monkeypatch, None)
     monkeypatch.setattr(registration, "hold_contest", fail)
     assert "@challenger" in register(run, tmp_path).model
@@ -169,9 +170,16 @@ def make_run(tmp_path):
         data = SimpleNamespace(root=str(tmp_path / root), size=(64, 128))
         val = SimpleNamespace(describe=lambda: "val")
         cache = str(tmp_path / "cache")
-        return SimpleNamespace(study="small", data=data, cache=cache, fingerprint=fingerprint, validation_set=val)
+        model, ground = ModelConfig(family="unet"), {"fingerprint": fingerprint, "validation_set": val}
+        return SimpleNamespace(study="small", data=data, cache=cache, model=model, **ground)
 
     return make
+
+
+def meet_champion(monkeypatch, run):
+    """Let the champion have been judged on the ground of a run."""
+    monkeypatch.setitem(CHAMPION.tags, "cityopt.fingerprint", run.fingerprint)
+    monkeypatch.setitem(CHAMPION.tags, "cityopt.loss", describe_loss(run.model))
 
 
 def register(run, tmp_path, **options):
@@ -183,7 +191,7 @@ def register(run, tmp_path, **options):
 def test_force_overrides_the_gate_and_stays_on_record(monkeypatch, make_run, tmp_path):
     lost = Contest("val/loss/total", 0.4, 0.39, PairedDifference(-0.01, -0.1, 0.1, 0.5, 0.5, 50))
     run = make_run()
-    monkeypatch.setitem(CHAMPION.tags, "cityopt.fingerprint", run.fingerprint)
+    meet_champion(monkeypatch, run)
     registry = Registry(monkeypatch, lost)
     assert "@challenger" in register(run, tmp_path).model and registry.alias == "challenger"
     assert "cityopt.forced" not in registry.given["tags"] and "may be chance" in registry.given["description"]

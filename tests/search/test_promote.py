@@ -1,5 +1,6 @@
 """Promotion's decisions: which trial wins, and what its full training is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,7 +12,7 @@ from cityopt.errors import ConfigError, StudyError
 from cityopt.search.plan import plan_promotion
 from cityopt.search.promote import is_same_promotion, pick_winner
 from cityopt.search.status import TrialStatus
-from cityopt.settings import replace_settings
+from cityopt.settings import replace_section, replace_settings
 
 WINNER = TrialStatus(3, "complete", None, 0.2, {RATE: 0.02}, "run-3", 1.0)
 
@@ -78,9 +79,10 @@ def test_promotion_trains_on_all_of_train_and_judges_on_all_of_val():
     assert [list(row) for row in run.model.anchor_table.sizes] == FACTS.anchors["sizes"]  # the study's anchors
 
 
-def recall(config, change):
+def recall(config, change, **pins):
     """Say whether a promotion of this plan is the one that was stored, once what was stored is changed."""
     plan = plan_promotion(config, FACTS, WINNER, {}, root=Path("/data"), device="cpu", store=Path("/store"))
+    plan = tuple(replace(stage, run=replace_section(stage.run, **pins)) for stage in plan)
     entry = {"config": change(plan[-1].run.model_dump(mode="json"))}
     return is_same_promotion(entry, plan)
 
@@ -91,15 +93,16 @@ def test_promotion_goes_on_though_it_was_begun_when_there_were_fewer_settings(we
     config = replace_settings(make_config(), {"model.weights": weights, "model.rider_from": rider})
 
     def forget(stored):
-        del stored["model"]["rider_from"], stored["stop_epoch"]
+        del stored["model"]["rider_from"], stored["stop_epoch"], stored["weights_hash"]
         return stored
 
-    assert recall(config, forget)
+    assert recall(config, forget, weights_hash="a" * 64)
 
 
 def test_promotion_is_another_when_its_settings_are():
     assert recall(make_config(), lambda stored: stored | {"threads": 99})
     assert not recall(make_config(), lambda stored: stored | {"seed": 99})
+    assert not recall(make_config(), lambda stored: stored | {"weights_hash": "b"}, weights_hash="a")
     assert not recall(make_config(), lambda stored: stored | {"a_setting": "that is gone"})
     fresh = replace_settings(make_config(), {"model.weights": "coco"})
     assert not recall(fresh, lambda stored: stored | {"model": {"weights": "coco"}})  # its heads started afresh
