@@ -285,22 +285,6 @@ class RunConfig(Section):
         return min(self.stop_epoch or self.training.epochs, self.training.epochs)
 
 
-PINS = ("train_fingerprint", "weights_hash")
-"""Content that a training was planned with."""
-
-
-def complete_run(stored: Mapping[str, Any], wanted: RunConfig) -> dict[str, Any]:
-    """Add to the config of a stored training what was not there to be set then, as it is in the one that is wanted.
-
-    Which heads a training starts with matters no more once it has begun; only COCO's once started it afresh. Nor does
-    the content of what it has started from, which nobody knows.
-    """
-    pins = {key: getattr(wanted, key) for key in PINS}
-    model = stored["model"]
-    rider_from = "none" if model.get("weights") == "coco" else wanted.model.rider_from
-    return {**pins, **stored, "model": {"rider_from": rider_from, **model}}
-
-
 def _check_warmup(study: StudyConfig) -> None:
     searched = study.search.space.get("training.warmup_fraction")
     fractions = searched.examples() if searched else (study.training.warmup_fraction,)

@@ -1,6 +1,7 @@
 """A study's YAML -> a `StudyConfig`: finding the file, `extends`, and settings from the command line on top.
 
-The command line calls `load_study`; what stands in the file is checked by `config.py`.
+The command line calls `load_study`; what stands in the file is checked by `config.py`. What was stored when there were
+fewer settings is completed here.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cityopt.config import StudyConfig
+from cityopt.config import RunConfig, StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import PromotionConfig
 from cityopt.search_config import PrunerConfig, SearchConfig
@@ -140,3 +141,19 @@ def settle_training(study: StudyConfig, settings: Mapping[str, Any]) -> StudyCon
     """
     search = SearchConfig(pruner=PrunerConfig(name="none"))
     return replace_settings(study.model_copy(update={"search": search, "promotion": PromotionConfig()}), settings)
+
+
+PINS = ("train_fingerprint", "weights_hash")
+"""Content that a training was planned with."""
+
+
+def complete_run(stored: Mapping[str, Any], wanted: RunConfig) -> dict[str, Any]:
+    """Add to the config of a stored training what was not there to be set then, as it is in the one that is wanted.
+
+    Which heads a training starts with matters no more once it has begun; only COCO's once started it afresh. Nor does
+    the content of what it has started from, which nobody knows.
+    """
+    pins = {key: getattr(wanted, key) for key in PINS}
+    model = stored["model"]
+    rider_from = "none" if model.get("weights") == "coco" else wanted.model.rider_from
+    return {**pins, **stored, "model": {"rider_from": rider_from, **model}}

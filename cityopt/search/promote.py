@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 
-from cityopt.config import PINS, RunConfig, StudyConfig, complete_run
+from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder, choose_root
 from cityopt.errors import ConfigError, StudyError, TrainingError
 from cityopt.promotion import check_promoted
@@ -38,6 +38,7 @@ from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section, replace_settings, validate
 from cityopt.store import find_store, open_store, run_folder
+from cityopt.study_file import PINS, complete_run
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.tracking.mlflow_store import MlflowStore

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cityopt.config import RunConfig, complete_run
+from cityopt.config import RunConfig
 from cityopt.data.balance import weigh_images
 from cityopt.data.cache import ImageCache
 from cityopt.data.loaders import build_loader
@@ -43,6 +43,7 @@ from cityopt.runtime import (
     set_threads,
 )
 from cityopt.settings import validate
+from cityopt.study_file import complete_run
 from cityopt.tracking.run_folder import BEST, LAST, NullTracker, Tracker, link_atomically
 from cityopt.training.checkpoint import (
     EpochRecord,

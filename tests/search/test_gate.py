@@ -170,7 +170,7 @@ def make_run(tmp_path):
         data = SimpleNamespace(root=str(tmp_path / root), size=(64, 128))
         val = SimpleNamespace(describe=lambda: "val")
         cache = str(tmp_path / "cache")
-        model, ground = ModelConfig(family="unet"), {"fingerprint": fingerprint, "validation_set": val}
+        model, ground = ModelConfig(family="semantic_fpn"), {"fingerprint": fingerprint, "validation_set": val}
         return SimpleNamespace(study="small", data=data, cache=cache, model=model, **ground)
 
     return make
