@@ -9,7 +9,6 @@ Source: Ren et al., Faster R-CNN (1506.01497), section 3.1; Lin et al., FPN (161
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from cityopt.models.boxes import (
     place_anchors,
     sample_boxes,
 )
+from cityopt.models.kernels import has_triton
 
 _WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _SAMPLES = 256
@@ -80,8 +80,10 @@ class RegionProposals(nn.Module):
             chosen = offset_BN4.gather(1, index_BK[..., None].expand(-1, -1, 4))
             boxes.append(clip_each(decode_boxes(chosen, anchor_N4[index_BK], _WEIGHTS), sizes))
             scores.append(score)
-        if boxes[0].is_cuda and (suppress := find_kernel()) is not None:
-            return suppress_at_once(boxes, scores, count=self.num_after, suppress=suppress)
+        if boxes[0].is_cuda and has_triton():
+            from cityopt.models.suppression_triton import suppress_groups
+
+            return suppress_at_once(boxes, scores, count=self.num_after, suppress=suppress_groups)
         return suppress_one_by_one(boxes, scores, count=self.num_after)
 
     def loss(
@@ -148,16 +150,6 @@ def suppress_at_once(
     chosen = box_BLK4.flatten(1, 2).gather(1, best[..., None].expand(-1, -1, 4))
     counts = kept_BN.sum(dim=1).clamp(max=count).tolist()
     return [box[:number] for box, number in zip(chosen, counts, strict=True)]
-
-
-@lru_cache
-def find_kernel() -> Suppress | None:
-    """Return what suppresses boxes on a GPU, None where there is no triton (it comes with torch's builds for Linux)."""
-    try:
-        from cityopt.models.suppression_triton import suppress_groups
-    except ImportError:
-        return None
-    return suppress_groups
 
 
 def _is_wide(boxes: Tensor) -> Tensor:

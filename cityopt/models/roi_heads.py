@@ -9,9 +9,8 @@ Source: He et al., Mask R-CNN (1703.06870), section 3; Lin et al., FPN (1612.031
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from cityopt.config import ModelConfig
 from cityopt.labels import THING_NAMES
 from cityopt.models.backbone import STRIDES
 from cityopt.models.boxes import clip_boxes, decode_boxes, encode_boxes, match_boxes, sample_boxes
+from cityopt.models.kernels import has_triton
 from cityopt.models.mask_targets import sample_masks
 from cityopt.models.roi_align import cut_map
 from cityopt.models.segmentation_model import Target
@@ -199,7 +199,9 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
         cell_R1 = boxes.new_tensor(STRIDES)[level, None]
         low, high = torch.split(boxes + shift * cell_R1, 2, dim=1)
         boxes = torch.cat([low, high.maximum(low + cell_R1)], dim=1)
-    if boxes.is_cuda and (cut_pyramid := find_kernel()) is not None:
+    if boxes.is_cuda and has_triton():
+        from cityopt.models.roi_align_triton import cut_pyramid
+
         return cut_pyramid(features, boxes, images, level, side)
     rows, parts = [], []
     for number, stride in enumerate(STRIDES[:4]):
@@ -211,16 +213,6 @@ def cut_regions(features: Sequence[Tensor], boxes: Tensor, images: Tensor, side:
         return features[0].new_zeros(0, features[0].shape[1], side, side)
     cut: Tensor = torch.cat(parts)
     return cut.index_select(0, torch.cat(rows).argsort())
-
-
-@lru_cache
-def find_kernel() -> Callable[..., Tensor] | None:
-    """Return what cuts regions on a GPU, None where there is no triton (it comes with torch's builds for Linux)."""
-    try:
-        from cityopt.models.roi_align_triton import cut_pyramid
-    except ImportError:
-        return None
-    return cut_pyramid
 
 
 def find_levels(boxes: Tensor) -> Tensor:
