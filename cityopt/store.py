@@ -2,6 +2,7 @@
 
     mlflow.db  artifacts/   what MLflow shows
     optuna.db  locks/       studies and their trials
+    services.json           where both are instead, for a store of many machines
     runs/  logs/  cache/    run folders, what workers said, decoded images
 
 Every command turns `--store` into an absolute path here, and only those that begin something make a store.
@@ -12,8 +13,9 @@ import shlex
 from pathlib import Path
 
 from cityopt.errors import StoreError
+from cityopt.services import SERVICES
 
-DATABASES = ("optuna.db", "mlflow.db")
+_BEGUN = ("optuna.db", "mlflow.db", SERVICES)
 
 
 def open_store(path: str | Path) -> Path:
@@ -38,10 +40,11 @@ def open_store(path: str | Path) -> Path:
 def find_store(path: str | Path, study: str | None = None) -> Path:
     """Return the folder of a store that is there, as an absolute path; nothing is made.
 
-    Raises StoreError: no study was ever begun in it. The message names the command that begins one (`study`).
+    Raises StoreError: no study was ever begun in it, and it points to no services. The
+    message names the command that begins one (`study`).
     """
     store = place_store(path)
-    if not any((store / name).is_file() for name in DATABASES):
+    if not any((store / name).is_file() for name in _BEGUN):
         raise StoreError(
             f"there is no study in {store}. Give the store with --store DIR, or begin a study with: "
             f"cityopt sweep --study {study or 'NAME'}{describe_option(store)}"

@@ -49,7 +49,7 @@ def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes, decoded images, and both databases with tables and nothing in them. Copy it, do not write to it."""
     from cityopt.search.observer import Observer
     from cityopt.search.preparation import prepare_study
-    from cityopt.search.study import open_storage
+    from cityopt.search.storage import open_storage
     from cityopt.study_file import load_study
     from cityopt.tracking.mlflow_store import MlflowStore
 

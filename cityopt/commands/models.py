@@ -10,6 +10,8 @@ from cityopt.commands.options import (
     DeviceOption,
     JsonOption,
     StoreOption,
+    TrackingOption,
+    join,
     open_console,
     show,
 )
@@ -36,6 +38,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = "auto",
     store: StoreOption = STORE,
+    tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model at full resolution by the official protocols, or export its predictions.
@@ -47,11 +50,12 @@ def evaluate(
     from cityopt.store import place_store
     from cityopt.training.evaluation import run_evaluation
 
+    place = place_store(join(store, None, tracking_uri))
     console = open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = run_evaluation(
             model,
-            store=place_store(store),
+            store=place,
             data=data,
             split=split,
             protocols=protocol,
@@ -79,6 +83,7 @@ def compare(
     ] = None,
     device: DeviceOption = "auto",
     store: StoreOption = STORE,
+    tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models on the same images: differences with intervals, and the images on which each wins.
@@ -90,11 +95,12 @@ def compare(
     from cityopt.store import place_store
     from cityopt.training.model_comparison import run_comparison
 
+    place = place_store(join(store, None, tracking_uri))
     console = open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = run_comparison(
             (model_a, model_b),
-            store=place_store(store),
+            store=place,
             data=data,
             split=split,
             limit=limit,
@@ -115,6 +121,7 @@ def predict(
     score: Annotated[float, typer.Option("--score", help="Lowest score to show, in 0..1.")] = 0.5,
     device: DeviceOption = "auto",
     store: StoreOption = STORE,
+    tracking_uri: TrackingOption = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Pictures at once; by default about a million pixels.")
     ] = None,
@@ -128,13 +135,14 @@ def predict(
     from cityopt.store import place_store
     from cityopt.training.prediction import run_prediction
 
+    place = place_store(join(store, None, tracking_uri))
     console = open_console()
     with open_observer(console) as observer:
         summary = run_prediction(
             model,
             inputs,
             out=out,
-            store=place_store(store),
+            store=place,
             score=score,
             device=device,
             batch_size=batch_size,

@@ -19,6 +19,17 @@ DataOption = Annotated[
     str | None, typer.Option("--data", help="Dataset root, or `synthetic`; else the study's, else CITYSCAPES_DATASET.")
 ]
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder that holds all state.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="CITYOPT_STORAGE",
+        help="PostgreSQL database of the studies, once for a store: postgresql+psycopg://USER@HOST/DATABASE.",
+    ),
+]
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow server of the runs, once for a store: http://HOST:PORT.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a config key: --set training.epochs=6 (repeatable).")
 ]
@@ -43,6 +54,15 @@ def load(
 
     options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
     return load_study(study, settings=settings or (), name=name, extra=options)
+
+
+def join(store: Path, storage: str | None, tracking_uri: str | None) -> Path:
+    """Return a command's store, which points to the services that it gave from now on. Raises CityoptError."""
+    if storage is None and tracking_uri is None:
+        return store
+    from cityopt.search.storage import join_services
+
+    return join_services(store, storage, tracking_uri)
 
 
 def open_console(*, quiet: bool = False) -> "Console":

@@ -14,9 +14,12 @@ from cityopt.commands.options import (
     PerDeviceOption,
     SeedOption,
     SetOption,
+    StorageOption,
     StoreOption,
     StudyOption,
+    TrackingOption,
     WorkersOption,
+    join,
     load,
     open_console,
     show,
@@ -27,6 +30,8 @@ def sweep(
     study: StudyOption,
     data: DataOption = None,
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials in all, earlier ones counted.")] = None,
     settings: SetOption = None,
     name: NameOption = None,
@@ -55,11 +60,12 @@ def sweep(
 
     limits = {"search.trials": trials, "search.max_hours": max_hours, "search.max_device_hours": max_device_hours}
     config = load(study, settings, name, seed, limits)
+    place = join(store, storage, tracking_uri)
     console = open_console()
     with open_observer(console) as observer:
         summary = run_sweep(
             config,
-            store=store,
+            store=place,
             data=data,
             device=device,
             observer=observer,
@@ -77,6 +83,8 @@ def plan(
     study: StudyOption,
     data: DataOption = None,
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the sweep.")] = None,
     settings: SetOption = None,
     name: NameOption = None,
@@ -95,11 +103,12 @@ def plan(
     from cityopt.search.measurement import run_plan
 
     config = load(study, settings, name, seed, {"search.trials": trials})
+    place = join(store, storage, tracking_uri)
     console = open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = run_plan(
             config,
-            store=store,
+            store=place,
             data=data,
             device=device,
             observer=observer,
@@ -121,6 +130,8 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the paired test says.")] = False,
     data: DataOption = None,
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     settings: SetOption = None,
     name: NameOption = None,
     device: DeviceOption = "auto",
@@ -139,13 +150,14 @@ def promote(
     from cityopt.search.promote import run_promotion
     from cityopt.study_file import name_study, parse_setting
 
+    place = join(store, storage, tracking_uri)
     options = {"promotion.finalists": finalists, "promotion.seeds": seeds}
     given = {key: value for key, value in options.items() if value is not None}
     console = open_console()
     with open_observer(console) as observer:
         promotion = run_promotion(
             name_study(study, name),
-            store=store,
+            store=place,
             data=data,
             settings={**dict(map(parse_setting, settings or ())), **given},
             device=device,
@@ -161,7 +173,14 @@ def promote(
     console.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
-def trust(study: StudyOption, store: StoreOption = STORE, name: NameOption = None, as_json: JsonOption = False) -> None:
+def trust(
+    study: StudyOption,
+    store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say whether a study's subset ranks settings as more data does, from the finalists of its promotion.
 
     Example: cityopt trust --study demo --json
@@ -170,7 +189,8 @@ def trust(study: StudyOption, store: StoreOption = STORE, name: NameOption = Non
     from cityopt.search.finalist_result import read_last_finalists
     from cityopt.study_file import name_study
 
-    found = read_last_finalists(store, name_study(study, name))
+    place = join(store, storage, tracking_uri)
+    found = read_last_finalists(place, name_study(study, name))
     show(as_json, found.to_json(), lambda: print_trust(open_console(), found))
 
 
@@ -185,6 +205,8 @@ def crossval(
     no_final: Annotated[bool, typer.Option("--no-final", help="Train no model on all images afterwards.")] = False,
     data: DataOption = None,
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     settings: SetOption = None,
     name: NameOption = None,
     device: DeviceOption = "auto",
@@ -198,13 +220,14 @@ def crossval(
     from cityopt.search.crossvalidation import run_crossval
     from cityopt.study_file import load_study, name_study, parse_setting
 
+    place = join(store, storage, tracking_uri)
     study_name = name_study(study, name)
     console = open_console()
     with open_observer(console) as observer:
         found = run_crossval(
             study_name,
             begin=lambda own: load_study(study, name=study_name, extra=own),
-            store=store,
+            store=place,
             data=data,
             settings=dict(map(parse_setting, settings or ())),
             folds=folds,
@@ -221,6 +244,8 @@ def crossval(
 def status(
     study: StudyOption,
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     name: NameOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
     as_json: JsonOption = False,
@@ -234,15 +259,22 @@ def status(
     from cityopt.search.status import read_status
     from cityopt.study_file import name_study
 
+    place = join(store, storage, tracking_uri)
     study_name = name_study(study, name)
     if watch and not as_json:
-        watch_leaderboard(open_console(), lambda: read_status(store, study_name))
+        watch_leaderboard(open_console(), lambda: read_status(place, study_name))
         return
-    found = read_status(store, study_name)
+    found = read_status(place, study_name)
     show(as_json, found.to_json(), lambda: print_leaderboard(open_console(), found))
 
 
-def stop(study: StudyOption, store: StoreOption = STORE, name: NameOption = None) -> None:
+def stop(
+    study: StudyOption,
+    store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    name: NameOption = None,
+) -> None:
     """Let the sweep that is at work on a study end in good order, from wherever you are.
 
     Example: cityopt stop --study demo
@@ -250,13 +282,16 @@ def stop(study: StudyOption, store: StoreOption = STORE, name: NameOption = None
     from cityopt.search.requests import stop_sweep
     from cityopt.study_file import name_study
 
-    print(stop_sweep(name_study(study, name), store=store))
+    place = join(store, storage, tracking_uri)
+    print(stop_sweep(name_study(study, name), store=place))
 
 
 def retry(
     study: StudyOption,
     failed: Annotated[str, typer.Option("--failed", help="nan, oom, crash, hung, config, data, or any.")],
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     name: NameOption = None,
 ) -> None:
     """Enqueue the settings of failed trials again, as new trials that take their places.
@@ -266,13 +301,16 @@ def retry(
     from cityopt.search.requests import retry_failed
     from cityopt.study_file import name_study
 
-    print(retry_failed(name_study(study, name), failed, store=store))
+    place = join(store, storage, tracking_uri)
+    print(retry_failed(name_study(study, name), failed, store=place))
 
 
 def report(
     study: StudyOption,
     out: Annotated[Path, typer.Option("--out", help="File to write the page to.")] = Path("report.html"),
     store: StoreOption = STORE,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     name: NameOption = None,
 ) -> None:
     """Write a study as one HTML page that needs no network, and put it on the study's run in MLflow.
@@ -282,7 +320,8 @@ def report(
     from cityopt.report.publish import write_report
     from cityopt.study_file import name_study
 
-    said = write_report(store, name_study(study, name), out)
+    place = join(store, storage, tracking_uri)
+    said = write_report(place, name_study(study, name), out)
     open_console().print(said, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -317,11 +356,19 @@ def ui(
 ) -> None:
     """Serve the MLflow UI of a store on loopback until Ctrl-C; prints the address when it answers.
 
+    Where the store's runs are on an MLflow server, that server's address is all that is printed.
+
     Example: cityopt ui --port 5001
     """
     from cityopt.report.terminal import wait_for_ui
+    from cityopt.services import hide_password, read_services
     from cityopt.store import find_store
     from cityopt.tracking.mlflow_ui import serve_ui
 
+    place = find_store(store)
+    server = read_services(place).tracking_uri
+    if server is not None:
+        print(f"The runs of {place} are on an MLflow server: {hide_password(server)}")
+        return
     with wait_for_ui(open_console()) as announce:
-        serve_ui(find_store(store), port=port, on_ready=announce)
+        serve_ui(place, port=port, on_ready=announce)

@@ -10,6 +10,7 @@ from cityopt.errors import StoreError
 from cityopt.report.findings import Findings, read_findings
 from cityopt.report.page import write_page
 from cityopt.search.note import describe_study
+from cityopt.services import has_runs
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import ARTIFACTS, write_atomically
@@ -50,7 +51,7 @@ def put_on_parent(findings: Findings, content: bytes) -> Path:
     """Put a page on the study's run, with the description. Raises StoreError: there is no such run, or no MLflow."""
     store, name = findings.store, findings.config.name
     mlflow = MlflowStore(store)
-    if not (store / "mlflow.db").is_file():
+    if not has_runs(store):
         raise StoreError(f"there is no mlflow.db in {store}.")
     parent = mlflow.find_parent(name)
     if parent is None:

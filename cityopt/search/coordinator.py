@@ -43,7 +43,7 @@ from cityopt.search.retries import enqueue_failed
 from cityopt.search.scorekeeping import Scorekeeper
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import RETRY_OF, RUN_ID
-from cityopt.search.study import name_cause
+from cityopt.search.storage import name_cause
 from cityopt.search.tags import describe_data, describe_run
 from cityopt.store import run_folder
 from cityopt.tracking.curves import sum_seconds

@@ -29,14 +29,8 @@ from cityopt.search.promote import pick_winner
 from cityopt.search.single import strip_place
 from cityopt.search.space import fix_anchors
 from cityopt.search.status import describe_trials
-from cityopt.search.study import (
-    find_threads,
-    is_begun,
-    load_stored_study,
-    open_storage,
-    open_study,
-    refuse_other_settings,
-)
+from cityopt.search.storage import open_storage
+from cityopt.search.study import find_threads, is_begun, load_stored_study, open_study, refuse_other_settings
 from cityopt.search.sweep import build_facts, warn_of_frozen_noise, warn_of_ignored
 from cityopt.search_config import check_comparable
 from cityopt.settings import replace_section, replace_settings

@@ -16,7 +16,8 @@ from cityopt.errors import StoreError, StudyError
 from cityopt.search.evidence import CHEAPER, LEVEL, Cost, Decision, Interval, decide
 from cityopt.search.finalist_plan import find_recipe, read_half_score
 from cityopt.search.status import describe_trials
-from cityopt.search.study import load_stored_study, open_storage
+from cityopt.search.storage import open_storage
+from cityopt.search.study import load_stored_study
 from cityopt.search.trust import Point, Trust, judge_ranking
 from cityopt.store import find_store, run_folder
 from cityopt.tracking.curves import pick_epoch

@@ -26,7 +26,8 @@ from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prep
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.space import build_trial_config
 from cityopt.search.status import TrialStatus
-from cityopt.search.study import find_facts, find_threads, open_storage, refuse_other_settings
+from cityopt.search.storage import open_storage
+from cityopt.search.study import find_facts, find_threads, refuse_other_settings
 from cityopt.search.sweep import build_facts, naming_interrupts, open_executor, warn_of_crowding
 from cityopt.store import open_store
 from cityopt.training.costs import TrainingCosts

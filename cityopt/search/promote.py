@@ -33,7 +33,8 @@ from cityopt.search.registration import register_result
 from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
-from cityopt.search.study import load_stored_study, lock_study, open_storage, refuse_other_settings
+from cityopt.search.storage import open_storage
+from cityopt.search.study import load_stored_study, lock_study, refuse_other_settings
 from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section, replace_settings, validate

@@ -16,7 +16,8 @@ import optuna
 
 from cityopt.errors import ConfigError, StoreError
 from cityopt.search.retries import ANY, enqueue_failed
-from cityopt.search.study import is_swept, load_stored_study, lock_study, open_storage
+from cityopt.search.storage import open_storage
+from cityopt.search.study import is_swept, load_stored_study, lock_study
 from cityopt.settings import name_nearest
 from cityopt.store import describe_option, find_store
 from cityopt.tracking.run_folder import read_json, write_json

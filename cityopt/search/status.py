@@ -13,7 +13,8 @@ from optuna.trial import TrialState as OptunaState
 from cityopt.config import StudyConfig
 from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
-from cityopt.search.study import find_sweep, load_stored_study, open_storage
+from cityopt.search.storage import open_storage
+from cityopt.search.study import find_sweep, load_stored_study
 from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"

@@ -1,13 +1,12 @@
 """Studies in the store: create or resume one, refuse what would change its scores, lock it.
 
-`optuna.db` holds the trials. Beside them a study keeps its settings, the facts of its data and its
+The database (`storage`) holds the trials. Beside them a study keeps its settings, the facts of its data and its
 anchors as attributes, so that `status` and `promote` need neither the YAML nor the `--set` of old.
 """
 
 import fcntl
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from cityopt.config import StudyConfig
 from cityopt.errors import StoreError, StudyError
@@ -28,7 +24,10 @@ from cityopt.runtime import count_cores
 from cityopt.search.facts import StudyFacts
 from cityopt.search.pruning import build_pruner
 from cityopt.search.sampling import build_sampler
+from cityopt.search.storage import hold_lock
+from cityopt.services import hide_password, read_services
 from cityopt.settings import validate
+from cityopt.store import describe_option
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = (
@@ -37,41 +36,6 @@ _FREE_TO_DIFFER = (
     *("data.root", "data.num_workers", "data.synthetic", "promotion"),
 )
 _LOCK_PATIENCE_S = 1.0
-
-
-def open_storage(store: Path) -> RDBStorage:
-    """Open the trials' database of a store. Readers never wait for the one writer (WAL).
-
-    Raises StoreError: it is broken or cannot be written.
-    """
-    path = store / "optuna.db"
-    try:
-        with _making_tables(path):
-            storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-        sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
-        storage.engine.dispose()
-        storage.get_all_studies()
-    except (SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
-        raise StoreError(
-            f"{path} must be a database of trials that can be written, but cannot be opened: {name_cause(error)}. "
-            "Restore the file, or give another store with --store DIR."
-        ) from error
-    return storage
-
-
-@contextmanager
-def _making_tables(path: Path) -> Iterator[None]:
-    """Let one process at a time make a new database's tables."""
-    with path.with_suffix(".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def name_cause(error: BaseException) -> str:
-    """Return what the database itself said, without the statement and the links that are put around it."""
-    while (inner := getattr(error, "orig", None) or error.__cause__) is not None:
-        error = inner
-    return str(error)
 
 
 def find_facts(storage: RDBStorage, name: str) -> StudyFacts | None:
@@ -181,6 +145,23 @@ def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}, {what}")
         file.flush()
+        with _lock_in_database(store, name):
+            yield
+
+
+@contextmanager
+def _lock_in_database(store: Path, name: str) -> Iterator[None]:
+    """Keep machines off that share the study's database and not its store."""
+    url = read_services(store).storage
+    if url is None:
+        yield
+        return
+    with hold_lock(url, f"study {name}", wait=False) as is_ours:
+        if not is_ours:
+            raise StoreError(
+                f"study {name!r} is at work on another machine, or from another store, in {hide_password(url)}. "
+                f"Wait for it or stop it there; watch it with: cityopt status --study {name}{describe_option(store)}"
+            )
         yield
 
 
@@ -260,10 +241,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return flat
-
-
-def _set_pragmas(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()

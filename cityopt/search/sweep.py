@@ -25,7 +25,8 @@ from cityopt.search.observer import Observer
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.requests import RequestBox
-from cityopt.search.study import find_facts, find_threads, lock_study, open_storage, open_study, refuse_other_settings
+from cityopt.search.storage import open_storage
+from cityopt.search.study import find_facts, find_threads, lock_study, open_study, refuse_other_settings
 from cityopt.search.tags import describe_data
 from cityopt.store import describe_option, open_store, run_folder
 from cityopt.tracking.mlflow_patience import PatientStore

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cityopt.errors import StoreError
+from cityopt.services import hide_password
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
 T = TypeVar("T")
@@ -80,8 +81,9 @@ class PatientStore(MlflowStore):
 
     def _give_up(self, error: StoreError, waited: float) -> StoreError:
         return StoreError(
-            f"{_end(error)} MLflow at {self.tracking_uri} was asked for {waited:.0f} s. Nothing is lost: all that is "
-            f"finished is in {self.store}. When MLflow answers again, the same command goes on."
+            f"{_end(error)} MLflow at {hide_password(self.tracking_uri)} was asked for {waited:.0f} s. "
+            f"Nothing is lost: all that is finished is in {self.store}. "
+            "When MLflow answers again, the same command goes on."
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cityopt.errors import StoreError
+from cityopt.services import has_runs
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_shipper import CHECKPOINT
 from cityopt.tracking.mlflow_store import MlflowStore, import_mlflow, translate_errors
@@ -104,7 +105,7 @@ def resolve_checkpoint(store: Path, reference: str, tracking_uri: str | None = N
             f"a model must be a checkpoint file that exists, models:/NAME@ALIAS, models:/NAME/VERSION or the id of an "
             f"MLflow run, but got {reference!r}. {_list_models(store, tracking_uri)}"
         )
-    if tracking_uri is None and not (store / "mlflow.db").is_file():
+    if tracking_uri is None and not has_runs(store):
         raise StoreError(f"the store has no {reference}. {_list_models(store, tracking_uri)}")
     opened = MlflowStore(store, tracking_uri)
     if not match:
@@ -189,7 +190,7 @@ def _find_versions(store: MlflowStore, condition: str) -> list[ModelVersion]:
 def _list_models(store: Path, tracking_uri: str | None) -> str:
     """Say which models the store has, for an error message."""
     nothing = f"{store} has no models yet. Make one with: cityopt promote --study NAME"
-    if tracking_uri is None and not (store / "mlflow.db").is_file():
+    if tracking_uri is None and not has_runs(store):
         return nothing
     opened = MlflowStore(store, tracking_uri)
     with translate_errors("list the models"):

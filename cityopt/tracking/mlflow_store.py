@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from cityopt.errors import StoreError
+from cityopt.services import hide_password, read_services
 from cityopt.tracking.mlflow_batch import BatchWriter
 from cityopt.tracking.run_folder import Record, link_atomically
 
@@ -52,14 +53,15 @@ class RefusedError(StoreError):
 
 
 class MlflowStore:
-    """MLflow's side of a store: `mlflow.db` and `artifacts/`, or a server (`tracking_uri`).
+    """MLflow's side of a store: `mlflow.db` and `artifacts/`, or the server that it points to (or `tracking_uri`).
 
     Safe to use from several threads. Every method raises StoreError when MLflow cannot do what is asked.
     """
 
     def __init__(self, store: Path, tracking_uri: str | None = None) -> None:
         self.store = store.absolute()
-        self.tracking_uri = tracking_uri or f"sqlite:///{self.store / 'mlflow.db'}"
+        own = tracking_uri or read_services(self.store).tracking_uri
+        self.tracking_uri = own or f"sqlite:///{self.store / 'mlflow.db'}"
         self._experiments: dict[str, str] = {}
         self._parents: dict[str, str] = {}
         self._artifacts: dict[str, str] = {}
@@ -85,13 +87,24 @@ class MlflowStore:
         import_mlflow()
         from mlflow import MlflowClient
 
-        with translate_errors(f"open {self.tracking_uri}"):
+        with translate_errors(f"open {hide_password(self.tracking_uri)}"):
             if not self.is_embedded:
                 return MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
             with _locked(self.store / "mlflow.lock"):
                 with closing(sqlite3.connect(self._database)) as database:
                     database.execute("PRAGMA journal_mode=WAL")
                 return MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+
+    def check(self) -> None:
+        """Ask for anything. Raises StoreError: there is no MLflow at this address, or it does not answer now."""
+        try:
+            with translate_errors("answer"):
+                self.client.search_experiments(max_results=1)
+        except StoreError as error:
+            raise StoreError(
+                f"an MLflow server must answer at {hide_password(self.tracking_uri)}. {error}\n"
+                "Is it up, and may this machine reach it? Start one with: mlflow server --host HOST --port PORT"
+            ) from error
 
     def open_experiment(self, study: str) -> str:
         """Return the id of a study's experiment, made where it is missing. Raises StoreError: it is deleted."""
@@ -263,8 +276,8 @@ class MlflowStore:
         if found.lifecycle_stage != "active":
             raise RefusedError(
                 f"the MLflow experiment {study!r} must not be deleted, but it is. Restore it with: "
-                f"MLFLOW_TRACKING_URI={self.tracking_uri} mlflow experiments restore -x {found.experiment_id} "
-                "or begin another study with --name NEW."
+                f"MLFLOW_TRACKING_URI={hide_password(self.tracking_uri)} "
+                f"mlflow experiments restore -x {found.experiment_id} or begin another study with --name NEW."
             )
         return str(found.experiment_id)
 
@@ -321,9 +334,9 @@ def translate_errors(action: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         kind = RefusedError if error.error_code in _FOREVER else StoreError
-        raise kind(f"MLflow could not {action}: {error.message}") from error
+        raise kind(f"MLflow could not {action}: {hide_password(error.message)}") from error
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreError(f"MLflow could not {action}: {error}") from error
+        raise StoreError(f"MLflow could not {action}: {hide_password(str(error))}") from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from cityopt.search.attempts import ATTEMPTS, FIRST_ATTEMPT, MAX_STALLED
 from cityopt.search.executors import local
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.preparation import PreparedStudy
-from cityopt.search.study import open_storage
+from cityopt.search.storage import open_storage
 from cityopt.settings import validate
 
 NAME = "chaos"

@@ -18,7 +18,8 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.space import sample_settings
 from cityopt.search.status import ENDING, RUN_ID
-from cityopt.search.study import open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study
 from cityopt.settings import validate
 
 AP, AP50, LOSS = "val/coco/segm/ap", "val/coco/segm/ap50", "train/loss/total"

@@ -16,7 +16,7 @@ from cityopt.report.finalist_table import print_trust
 from cityopt.report.findings import read_findings
 from cityopt.report.page import write_page
 from cityopt.search.finalist_result import FINALISTS, read_last_finalists
-from cityopt.search.study import open_storage
+from cityopt.search.storage import open_storage
 
 SUBSET = (0.208, 0.31, 0.29, 0.25, 0.22)
 """By trial; trial 0 is the standard recipe."""

@@ -14,7 +14,7 @@ from cityopt.report.findings import read_findings
 from cityopt.report.page import write_page
 from cityopt.search.crossvalidation import CROSSVALS
 from cityopt.search.promote import PROMOTIONS
-from cityopt.search.study import open_storage
+from cityopt.search.storage import open_storage
 
 CURVES = {1: [0.1, 0.3, 0.2], 2: [0.2, 0.1, 0.1], 3: [0.1, 0.2, 0.4]}
 MIOU = "val/semantic/miou"

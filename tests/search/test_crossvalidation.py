@@ -30,7 +30,8 @@ from cityopt.search.crossvalidation import CROSSVALS, CrossValidator, run_crossv
 from cityopt.search.final_model import build_final
 from cityopt.search.observer import Observer
 from cityopt.search.single import SingleTraining
-from cityopt.search.study import open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study
 from cityopt.search.sweep import open_parent
 from cityopt.settings import replace_settings
 from cityopt.store import run_folder

@@ -10,7 +10,8 @@ from cityopt.errors import StudyError, WeightsError
 from cityopt.models import weights
 from cityopt.search.observer import Observer
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
-from cityopt.search.study import open_storage, open_study, refuse_other_settings
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study, refuse_other_settings
 
 CHOICES = {"model.weights": {"type": "categorical", "choices": ["none", "a.pt"]}}
 

@@ -13,7 +13,8 @@ from cityopt.search.requests import Request, RequestBox, retry_failed, stop_swee
 from cityopt.search.retries import enqueue_failed
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RETRY_OF
-from cityopt.search.study import lock_study, open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import lock_study, open_study
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from cityopt.config import RunConfig
 from cityopt.errors import ConfigError
 from cityopt.runtime import derive_seed
 from cityopt.search.space import build_trial_config, sample_settings, training_subset, trial_holdout
-from cityopt.search.study import open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study
 
 
 def sample(space, count=1, fixed=None):

@@ -19,7 +19,8 @@ from cityopt.search.promote import PROMOTIONS, Promoter, pick_winner, run_promot
 from cityopt.search.registration import Registered
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import RUN_ID
-from cityopt.search.study import open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study
 from cityopt.search.sweep import build_facts
 from cityopt.store import run_folder
 from cityopt.study_file import load_study

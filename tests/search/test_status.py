@@ -11,7 +11,8 @@ from small_studies import DECAY, DEPTH, FACTS, RATE, make_config
 
 from cityopt.errors import StoreError
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials, find_best_reported, read_status
-from cityopt.search.study import lock_study, open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import lock_study, open_study
 
 NAN = float("nan")
 

@@ -15,15 +15,8 @@ from small_studies import DECAY, DEPTH, FACTS, FLAT, RATE, make_config
 
 from cityopt.errors import StoreError, StudyError
 from cityopt.runtime import count_cores
-from cityopt.search.study import (
-    describe_differences,
-    find_threads,
-    is_swept,
-    load_stored_study,
-    lock_study,
-    open_storage,
-    open_study,
-)
+from cityopt.search.storage import open_storage
+from cityopt.search.study import describe_differences, find_threads, is_swept, load_stored_study, lock_study, open_study
 from cityopt.settings import replace_settings
 
 
@@ -221,7 +214,7 @@ def test_study_is_swept_all_the_same_when_somebody_looks_at_the_lock_just_then(t
 
 
 def test_database_is_made_once_when_processes_come_at_the_same_time(tmp_path):
-    code = "import sys, pathlib\nfrom cityopt.search.study import open_storage\nopen_storage(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, cityopt.search.storage as s\ns.open_storage(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path)]
     several = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=120)[1] for process in several] == [""] * 3

@@ -8,7 +8,8 @@ from small_studies import DEPTH, FACTS, FLAT, make_config
 from cityopt.errors import ConfigError, StoppedError, StudyError
 from cityopt.search import sweep
 from cityopt.search.observer import Observer
-from cityopt.search.study import open_storage, open_study
+from cityopt.search.storage import open_storage
+from cityopt.search.study import open_study
 from cityopt.search.sweep import run_sweep, warn_of_crowding, warn_of_frozen_noise, warn_of_ignored
 from cityopt.settings import replace_settings
 

@@ -1,0 +1,94 @@
+"""A store that points to services: what is checked before, what is found afterwards, what is said when one is away."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from postgres import PASSWORD, Cluster
+from sqlalchemy import text
+
+from cityopt.errors import StoreError
+from cityopt.search.storage import hold_lock, join_services, open_database, open_storage
+from cityopt.search.study import lock_study
+from cityopt.services import SERVICES
+
+pytestmark = pytest.mark.services
+
+
+def test_store_points_to_the_database_that_answered(database: str, tmp_path: Path):
+    store = join_services(tmp_path / "store", database, None)
+    optuna.create_study(study_name="seen", storage=open_storage(store))
+    assert optuna.get_all_study_names(open_database(database)) == ["seen"]
+    assert [path.name for path in store.iterdir()] == [SERVICES]
+    elsewhere = join_services(tmp_path / "another machine", database, None)
+    assert optuna.get_all_study_names(open_storage(elsewhere)) == ["seen"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (PASSWORD, "wrong", "password authentication failed"),
+        ("study_", "nowhere_", "does not exist"),
+        ("@127.0.0.1", "@127.0.0.2", "refused"),
+        ("@127.0.0.1", "@nowhere.invalid", "resolve host"),
+    ],
+)
+def test_database_that_does_not_answer_is_not_remembered(database: str, tmp_path: Path, old: str, new: str, said: str):
+    with pytest.raises(StoreError, match=said) as error:
+        join_services(tmp_path / "store", database.replace(old, new), None)
+    assert "Is PostgreSQL up" in str(error.value) and f":{PASSWORD}@" not in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "store").exists()
+
+
+def test_error_says_so_when_the_server_goes_away_later(postgres: Cluster, database: str, tmp_path: Path):
+    store = join_services(tmp_path, database, None)
+    postgres.stop()
+    try:
+        with pytest.raises(StoreError, match=r"must answer, but does not: .*refused"):
+            open_storage(store)
+    finally:
+        postgres.start()
+    assert optuna.get_all_study_names(open_storage(store)) == []
+
+
+def test_tables_of_another_optuna_are_no_bug_of_ours(database: str):
+    storage = open_database(database)
+    with storage.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'v0.9.0.a'"))
+    with pytest.raises(StoreError, match="does not suit this version of Optuna"):
+        open_database(database)
+
+
+def test_tables_are_made_once_when_machines_come_at_the_same_time(database: str, tmp_path: Path):
+    code = "import sys, cityopt.search.storage as s\ns.open_database(sys.argv[1])"
+    several = [
+        subprocess.Popen([sys.executable, "-c", code, database], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    assert [process.communicate(timeout=60)[1] for process in several] == [""] * 4
+
+
+def test_study_has_one_writer_on_all_machines(database: str, tmp_path: Path):
+    here, there = (join_services(tmp_path / name, database, None) for name in ("here", "there"))
+    with lock_study(here, "small"):
+        with pytest.raises(StoreError, match="at work on another machine"), lock_study(there, "small"):
+            pytest.fail("two writers")
+        with lock_study(there, "other"):
+            pass
+    with lock_study(there, "small"):
+        pass
+
+
+def test_lock_ends_with_the_process_that_held_it(database: str):
+    code = (
+        "import sys, time, cityopt.search.storage as s\n"
+        "with s.hold_lock(sys.argv[1], 'x'): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, database], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with hold_lock(database, "x", wait=False) as is_ours:
+            assert not is_ours
+        holder.kill()
+    with hold_lock(database, "x") as is_ours:
+        assert is_ours
