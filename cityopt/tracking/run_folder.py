@@ -3,7 +3,7 @@
 A worker writes into the folder of its run through a `Tracker`; the coordinator's shipper (`mlflow_shipper`)
 mirrors the folder into MLflow. A folder holds
 
-    attempt.json    who may write: {"token", "pid", "started"}
+    attempt.json    who may write: {"token", "pid", "started", "host"}
     params.json     {name: value}
     metrics.jsonl   one line per record: {"step", "time_ms", "metrics": {name: value}}
     artifacts/      files, in folders of their own
@@ -22,6 +22,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -61,6 +62,8 @@ class Attempt:
     token: str
     pid: int
     started: float
+    host: str = ""
+    """The machine of the process; empty in folders of versions that did not know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ def begin_attempt(folder: Path, token: str, pid: int | None = None, started: flo
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.partial"):
         left.unlink(missing_ok=True)
-    attempt = Attempt(token, pid or os.getpid(), time.time() if started is None else started)
+    moment = time.time() if started is None else started
+    attempt = Attempt(token, pid or os.getpid(), moment, socket.gethostname())
     write_json(folder / ATTEMPT, asdict(attempt))
 
 

@@ -64,6 +64,10 @@ class NullExecutor(Executor):
     def answer(self, run_id: str, answer: Answer) -> None:
         """Go on, whatever the answer."""
 
+    def abandon(self, run_id: str) -> None:
+        """Forget a job."""
+        del self._events[run_id], self._trackers[run_id]
+
     def end_survivor(self, folder: Path) -> None:
         """Know of no other worker."""
 

@@ -72,6 +72,10 @@ class ScriptedExecutor(Executor):
         assert self.jobs[-1].run_id == run_id
         self._answer = answer
 
+    def abandon(self, run_id: str) -> None:
+        if self._events is not None and self.jobs[-1].run_id == run_id:
+            self._events = None
+
     def end_survivor(self, folder: Path) -> None:
         self.survivors.append(folder)
 
@@ -135,6 +139,10 @@ class ScriptedSlots(Executor):
 
     def answer(self, run_id: str, answer: Answer) -> None:
         next(slot for slot in self.slots if not slot.num_free and slot.jobs[-1].run_id == run_id).answer(run_id, answer)
+
+    def abandon(self, run_id: str) -> None:
+        for slot in self.slots:
+            slot.abandon(run_id)
 
     def end_survivor(self, folder: Path) -> None: ...
 

@@ -73,6 +73,11 @@ class Cluster:
         while subprocess.run([self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]).returncode:
             assert time.monotonic() < deadline and self._server.poll() is None, (self._place / "log.txt").read_text()
             time.sleep(0.05)
+        self._started = time.monotonic()
+
+    def wait_until_up_for(self, seconds: float) -> None:
+        """Wait until it has answered for so long without a restart."""
+        time.sleep(max(0.0, seconds - (time.monotonic() - self._started)))
 
     def stop(self) -> None:
         """Stop it as `systemctl stop` does: open connections are cut."""

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_writing_is_refused_when_another_attempt_has_the_folder(tmp_path: Path) 
         with pytest.raises(StaleAttemptError, match="latest attempt"):
             write()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert read_attempt(tmp_path) == Attempt("new", 4, 2.5)
+    assert read_attempt(tmp_path) == Attempt("new", 4, 2.5, socket.gethostname())
     RunFolder(tmp_path, "new").log_metrics({"a": 1.0}, step=2)
     RunFolder(tmp_path, "new").check_attempt()
 

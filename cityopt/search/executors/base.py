@@ -104,8 +104,12 @@ class Executor(ABC):
         """Answer a finished epoch."""
 
     @abstractmethod
+    def abandon(self, run_id: str) -> None:
+        """End a run at once that another coordinator has taken over; its slot is free, and it is not heard of again."""
+
+    @abstractmethod
     def end_survivor(self, folder: Path) -> None:
-        """End the worker of an earlier coordinator that may still hold a run's folder."""
+        """End the worker of an earlier coordinator on this machine that may still hold a run's folder."""
 
     @abstractmethod
     def close(self) -> None:

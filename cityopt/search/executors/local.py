@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,10 +109,19 @@ class LocalExecutor(Executor):
             if worker.job is not None and worker.job.run_id == run_id:
                 worker.send({"type": "answer", "answer": answer})
 
+    def abandon(self, run_id: str) -> None:
+        """Kill the worker of a run and put another in its place."""
+        for worker in list(self._workers):
+            if worker.job is not None and worker.job.run_id == run_id:
+                worker.kill()
+                self._put_new(worker.slot)
+
     def end_survivor(self, folder: Path) -> None:
-        """Kill the process that the folder's attempt names, if it is still that process."""
+        """Kill the process that the folder's attempt names, if it is still that process, and on this machine."""
         attempt = read_attempt(folder)
-        if attempt is not None and attempt.started and read_start_time(attempt.pid) == attempt.started:
+        if attempt is None or attempt.host not in ("", socket.gethostname()):
+            return
+        if attempt.started and read_start_time(attempt.pid) == attempt.started:
             os.kill(attempt.pid, signal.SIGKILL)
 
     def close(self) -> None:

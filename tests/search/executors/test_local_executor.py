@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -407,12 +408,31 @@ def test_suspended_coordinator_holds_nothing_against_a_worker(tmp_path, stand_in
         assert executor.poll(0.1) == []
 
 
-def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path):
+def test_slot_is_free_at_once_when_its_run_is_abandoned(tmp_path, stand_in, make_job):
+    stand_in(_SLEEPER)
+    with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs") as executor:
+        executor.submit(replace(make_job(0), run_id="busy"))
+        watch(executor, lambda event: isinstance(event, EpochDone))
+        pid = read_attempt(tmp_path / "run-0").pid
+        executor.abandon("another")
+        assert executor.num_free == 0 and read_start_time(pid)
+        executor.abandon("busy")
+        assert executor.num_free == 1 and read_start_time(pid) == 0.0
+        executor.submit(replace(make_job(1), run_id="next"))
+        seen = watch(executor, lambda event: isinstance(event, EpochDone))
+        assert {event.run_id for event in seen if not isinstance(event, WorkerReady)} == {"next"}
+
+
+def test_survivor_is_ended_only_when_it_is_still_that_process(tmp_path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
         executor = LocalExecutor(devices=(), threads=1, log_folder=tmp_path)
         executor.end_survivor(tmp_path / "nobody")
         begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid) - 1)
         executor.end_survivor(tmp_path / "run")  # another process has that pid now
+        begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid))
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        executor.end_survivor(tmp_path / "run")  # the folder is shared, and a process of another machine has that pid
+        monkeypatch.undo()
         assert process.poll() is None
         begin_attempt(tmp_path / "run", "token", process.pid, read_start_time(process.pid))
         executor.end_survivor(tmp_path / "run")
