@@ -92,13 +92,18 @@ def describe_method(found: "CrossValidation") -> list[str]:
         f"{found.metric} on its own validation side, so the scores are those of a chosen epoch."
     ]
     if found.choice.trial is not None:
-        lines.append(
-            f"The settings of trial {found.choice.trial} were chosen on the trials' holdout, which is among the images "
-            "that folds validate on: the scores may be a little better than on images that chose nothing."
-        )
+        lines.append(describe_choice(found.choice.trial))
     if found.division.blocks:
         lines.append(f"Folds are contiguous blocks of each city: {BLOCKS_REMARK}.")
     return [*lines, *found.division.describe_gaps()]
+
+
+def describe_choice(trial: int) -> str:
+    """Say what it means for the folds' scores that a trial chose their settings."""
+    return (
+        f"The settings of trial {trial} were chosen on the trials' holdout, which is among the images that folds "
+        "validate on: the scores may be a little better than on images that chose nothing."
+    )
 
 
 def describe_final(final: "FinalModel") -> list[str]:

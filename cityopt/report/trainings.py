@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cityopt.image_set import ImageSet
-from cityopt.report.crossval_table import SHOWN, format_spread
+from cityopt.report.crossval_table import SHOWN, describe_choice, format_spread
 from cityopt.report.markup import Markup, join, tag
 from cityopt.report.protocols import describe_metric
 from cityopt.report.tables import format_seconds, format_value
@@ -47,6 +47,8 @@ class CrossvalRecord:
     num_folds: int
     folds: tuple[FoldRecord, ...]
     """Those that have finished an epoch."""
+    trial: int | None
+    """The trial that chose the settings, None where none did."""
 
 
 def read_stages(store: Path, promotion: Mapping[str, Any]) -> tuple[StageRecord, ...]:
@@ -77,7 +79,8 @@ def read_last_crossval(
         records = read_records(run_folder(store, run_id))[0] if run_id else []
         if any(metric in record.metrics for record in records):
             folds.append(FoldRecord(number, *pick_epoch(records, metric, direction)))
-    return CrossvalRecord(entry["name"], entry["division"]["grouping"], len(entry["division"]["folds"]), tuple(folds))
+    division = entry["division"]
+    return CrossvalRecord(entry["name"], division["grouping"], len(division["folds"]), tuple(folds), entry["trial"])
 
 
 def write_stages(stages: Sequence[StageRecord]) -> Markup:
@@ -135,7 +138,8 @@ def write_crossval(found: CrossvalRecord | None, metric: str) -> Markup | None:
     )
     open_folds = f" {left} of them {'has' if left == 1 else 'have'} not finished an epoch." if left else ""
     headings = ("fold", "best epoch", *(describe_metric(name) for name in columns))
-    return join([tag("p", note + open_folds, class_="note"), _write_table(headings, rows)])
+    chosen = f" {describe_choice(found.trial)}" if found.trial is not None else ""
+    return join([tag("p", note + open_folds + chosen, class_="note"), _write_table(headings, rows)])
 
 
 def _write_table(headings: Sequence[str], rows: Sequence[Markup]) -> Markup:

@@ -24,7 +24,7 @@ from cityopt.search.micro_batches import keep_pieces
 from cityopt.search.observer import Observer
 from cityopt.search.plan import find_zoom
 from cityopt.search.preparation import open_root, prepare_study
-from cityopt.search.pretrained import fetch_weights, hash_files, settle_path, settle_paths
+from cityopt.search.pretrained import fetch_weights, hash_files, hash_weights, settle_path, settle_paths
 from cityopt.search.promote import pick_winner
 from cityopt.search.single import strip_place
 from cityopt.search.space import fix_anchors
@@ -73,11 +73,14 @@ class Plan:
     division: Division
     runs: tuple[RunConfig, ...]
     """One for each fold, named `fold-1` and so on."""
+    weights: str | None = None
+    """Content hash of the file that the folds start from, None where they start from none."""
 
     @property
     def digest(self) -> str:
         """Return 16 hex digits that tell one cross-validation from another, also when settings are new to cityopt."""
-        content = [strip_place(run.model_dump(mode="json", exclude_defaults=True)) for run in self.runs]
+        content: list[Any] = [strip_place(run.model_dump(mode="json", exclude_defaults=True)) for run in self.runs]
+        content += [self.weights] if self.weights else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe_division(self) -> dict[str, Any]:
@@ -198,4 +201,4 @@ def build_plan(
         )
         for fold in division.folds
     )
-    return Plan(opened.choice, division, runs)
+    return Plan(opened.choice, division, runs, hash_weights(full.model.weights))

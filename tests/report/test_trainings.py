@@ -33,13 +33,15 @@ def read(store: Path, config: StudyConfig) -> PageReader:
     return PageReader(write_page(read_findings(store, config.name)))
 
 
-def add_crossval(store: Path, config: StudyConfig, folds: dict[int, list[float]], num_folds: int = 3) -> None:
+def add_crossval(
+    store: Path, config: StudyConfig, folds: dict[int, list[float]], num_folds: int = 3, trial: int | None = None
+) -> None:
     runs = {}
     for number, curve in folds.items():
         runs[f"fold-{number}"] = f"{number}" * 32
         write_run(store / "runs" / runs[f"fold-{number}"], curve, pictures=False)
     division = {"grouping": "blocks", "absent": [], "folds": [{}] * num_folds}
-    entry = {"name": "crossval-0001", "run_id": "c" * 32, "runs": runs, "division": division}
+    entry = {"name": "crossval-0001", "run_id": "c" * 32, "runs": runs, "division": division, "trial": trial}
     load(store, config).set_user_attr(CROSSVALS, [entry])
 
 
@@ -50,6 +52,12 @@ def test_folds_stand_at_their_best_epochs_with_mean_and_spread(config: StudyConf
     assert [rows[f"fold {n}"][:2] for n in (1, 2, 3)] == [["2", "0.3000"], ["1", "0.2000"], ["3", "0.4000"]]
     assert rows["mean ± std"][1] == "0.3000 ± 0.1000"
     assert "3 folds of contiguous blocks" in section.text and "not finished" not in section.text
+    assert "were chosen on" not in section.text
+
+
+def test_folds_say_when_their_settings_were_chosen_on_their_images(config: StudyConfig, tmp_path: Path) -> None:
+    add_crossval(tmp_path, config, CURVES, trial=2)
+    assert "The settings of trial 2 were chosen on the trials' holdout" in read(tmp_path, config).sections["folds"].text
 
 
 def test_folds_that_are_not_trained_are_counted(config: StudyConfig, tmp_path: Path) -> None:

@@ -60,10 +60,10 @@ class Bench:
         self.config = make_config(name=f"crossed-{uuid.uuid4().hex[:8]}", training={"epochs": 3})
         self.said: list[str] = []
 
-    def plan(self, settings=None, folds=3, **data):
+    def plan(self, settings=None, folds=3, weights="none", **data):
         choice = Choice({RATE: 0.02, **(settings or {})}, "a test", None)
         full = make_config(name=self.config.name, training={"epochs": 3, "learning_rate": choice.settings[RATE]})
-        full = replace_settings(full, {f"data.{key}": value for key, value in data.items()})
+        full = replace_settings(full, {"model.weights": str(weights), **{f"data.{key}": x for key, x in data.items()}})
         survey = Survey(Path("/nowhere"), {}, FRAMES, FACTS.fingerprint)
         opened = Opened(None, self.config, FACTS, Path("/nowhere"), survey, choice, full)
         division = divide_frames(FRAMES, folds=folds, seed=0, task="instance")
@@ -241,6 +241,15 @@ def test_other_settings_or_another_division_begin_a_new_one(bench):
     assert [len(entry["runs"]) for entry in it.entries] == [3, 3, 2]
     _, executor = it.live()
     assert executor.jobs == []  # the first is still there
+
+
+def test_cross_validation_is_another_one_when_its_weights_have_other_content(bench, tmp_path):
+    it, weights = bench(), tmp_path / "weights.pt"
+    digests = [it.plan().digest]
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        digests.append(it.plan(weights=weights).digest)
+    assert digests[1] == digests[3] and len(set(digests)) == 3
 
 
 def test_run_that_nobody_recorded_is_found_again(bench):
