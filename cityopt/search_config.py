@@ -18,6 +18,8 @@ class SamplerConfig(Section):
     name: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
     startup_trials: PositiveInt = 10
     """Random trials before the model of the sampler is used."""
+    history: Annotated[int, Field(strict=True, ge=100)] = 1000
+    """Trials that TPE sees of a longer study: the best tenth, the latest that violate a constraint, the latest."""
 
 
 class PrunerConfig(Section):

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cityopt.dimension import Dimension
 from cityopt.runtime import derive_seed
+from cityopt.search.history import History
 from cityopt.search_config import SamplerConfig
 
 DRAWN = "cityopt:drawn"
@@ -22,16 +23,21 @@ class SeededSampler(BaseSampler):
     Each trial gets a sampler of its own, and each setting that is drawn independently another, so a
     trial that was killed while its settings were drawn gets the same ones the second time. What all
     trials have in common is found by one sampler, which remembers it (`keep_space`); not for groups.
+    With a `history` the samplers see what it chooses of a long study.
     """
 
-    def __init__(self, build: Callable[[int], BaseSampler], seed: int, *, keep_space: bool) -> None:
-        self._build, self._seed = build, seed
+    def __init__(
+        self, build: Callable[[int], BaseSampler], seed: int, *, keep_space: bool, history: History | None = None
+    ) -> None:
+        self._build, self._seed, self._history = build, seed, history
         self._relative: tuple[int, BaseSampler] = (-1, build(0))
         self._space = build(0) if keep_space else None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the settings that are drawn together."""
-        return (self._space or self._sampler_of(trial)).infer_relative_search_space(study, trial)
+        if self._space is not None:
+            return self._space.infer_relative_search_space(study, trial)
+        return self._sampler_of(trial).infer_relative_search_space(self._view(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -42,7 +48,7 @@ class SeededSampler(BaseSampler):
         """
         drawn: dict[str, Any] | None = trial.system_attrs.get(DRAWN)
         if drawn is None:
-            drawn = self._sampler_of(trial).sample_relative(study, trial, search_space)
+            drawn = self._sampler_of(trial).sample_relative(self._view(study), trial, search_space)
             if drawn:
                 study._storage.set_trial_system_attr(trial._trial_id, DRAWN, drawn)
         return drawn
@@ -52,13 +58,16 @@ class SeededSampler(BaseSampler):
     ) -> Any:
         """Draw one setting on its own."""
         sampler = self._build(self._derive_seed(trial.number, param_name))
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        return sampler.sample_independent(self._view(study), trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Let the sampler keep what it learned from a finished trial."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Constraints have been set")  # CMA-ES skips such trials anyway
             self._sampler_of(trial).after_trial(study, trial, state, values)
+
+    def _view(self, study: Study) -> Study:
+        return study if self._history is None else self._history.view(study)
 
     def _derive_seed(self, *parts: int | str) -> int:
         return derive_seed(self._seed, "ask", *parts) % 2**32
@@ -86,4 +95,5 @@ def build_sampler(config: SamplerConfig, space: Mapping[str, Dimension], seed: i
             warnings.filterwarnings("ignore", "Argument ``group`` is an experimental feature")
             return TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, group=conditional)
 
-    return SeededSampler(build, seed, keep_space=not conditional)
+    history = History(config.history) if config.name == "tpe" else None
+    return SeededSampler(build, seed, keep_space=not conditional, history=history)

@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from cityopt.errors import StoreError
+from cityopt.search.bulk_reading import BulkStorage
 from cityopt.services import Services, hide_password, parse_services, read_services, remember_services, settle_services
 from cityopt.store import open_store, place_store
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -65,7 +66,7 @@ def open_storage(store: Path) -> RDBStorage:
 def open_database(url: str) -> RDBStorage:
     """Open studies on a PostgreSQL server. Raises StoreError: it does not answer, or has other tables than Optuna's."""
     with hold_lock(url, "tables"), _translating(url):  # two processes that make the tables at once would fail
-        storage = RDBStorage(url, engine_kwargs=_POSTGRES_OPTIONS)
+        storage = BulkStorage(url, engine_kwargs=_POSTGRES_OPTIONS)
         storage.get_all_studies()
         return storage
 
@@ -115,7 +116,7 @@ def _translating(url: str) -> Iterator[None]:
 def _open_file(path: Path) -> RDBStorage:
     try:
         with _making_tables(path):
-            storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+            storage = BulkStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
         sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
         storage.engine.dispose()
         storage.get_all_studies()
