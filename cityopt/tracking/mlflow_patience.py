@@ -1,16 +1,20 @@
 """MLflow for a coordinator that cannot go on without an answer: a server that is away is asked again for a while.
 
-What a run records never waits for MLflow: it goes to the run's folder, and the shipper has a patience of its own.
-But a run must be made, or found, before its training can begin.
+What a run records never waits for MLflow: it goes to the run's folder, and the shipper has a patience of its own. Nor
+does a trial wait for its run: the coordinator would leave the other workers without answers meanwhile, so that the
+trial begins in a folder of its own (`deferred_run`). But the study's own run must be there before anything else is.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from cityopt.errors import StoreError
 from cityopt.services import hide_password
+from cityopt.store import run_folder
+from cityopt.tracking.deferred_run import REQUEST, defer_run, find_mlflow_id, new_request
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
 T = TypeVar("T")
@@ -28,6 +32,7 @@ class PatientStore(MlflowStore):
     def __init__(self, store: Path, tracking_uri: str | None = None, *, on_wait: Callable[[str], None]) -> None:
         super().__init__(store, tracking_uri)
         self._on_wait = on_wait
+        self._is_away, self._next_try = False, 0.0
 
     def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
         """Return the id of a study's parent run, running again, made where it is missing."""
@@ -40,7 +45,12 @@ class PatientStore(MlflowStore):
         kind: str,
         tags: Mapping[str, object] | None = None,
     ) -> str:
-        """Create a child run of a study. A run that an unanswered request made already is taken, not made twice."""
+        """Create a child run of a study. A run that an unanswered request made already is taken, not made twice.
+
+        A trial's run that MLflow cannot make now has an id of the store until it can.
+        """
+        if kind == "trial" and not self.is_embedded:
+            return self._create_or_defer(study, name, kind, tags or {})
 
         def find_or_create() -> str:
             found = MlflowStore.find_run(self, study, name)
@@ -53,8 +63,40 @@ class PatientStore(MlflowStore):
         return self._insist(lambda: MlflowStore.find_run(self, study, name))
 
     def reopen_run(self, run_id: str) -> None:
-        """Make an ended run RUNNING again, to go on with it."""
-        self._insist(lambda: MlflowStore.reopen_run(self, run_id))
+        """Make an ended run RUNNING again, to go on with it. A server that is away sees no more than its next end."""
+        known = find_mlflow_id(run_folder(self.store, run_id))
+        if known is not None and not self._is_known_away():
+            with self._going_on():
+                MlflowStore.reopen_run(self, known)
+
+    def _create_or_defer(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
+        request = new_request()
+        if not self._is_known_away():
+            with self._going_on():
+                return MlflowStore.create_run(self, study, name, kind, {**tags, REQUEST: request})
+        return defer_run(self.store, request, study, name, kind, tags)
+
+    def _is_known_away(self) -> bool:
+        """Say whether MLflow was away a moment ago: to ask a server that does not answer may take most of a minute."""
+        return self._is_away and time.monotonic() < self._next_try
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Do without an answer; a refusal, and the word of a database on this machine, are answers."""
+        try:
+            yield
+        except RefusedError:
+            raise
+        except StoreError as error:
+            if self.is_embedded:
+                raise
+            if not self._is_away:
+                self._on_wait(f"{_end(error)} Training goes on; MLflow gets everything when it answers again.")
+            self._is_away, self._next_try = True, time.monotonic() + _LONGEST_PAUSE_S
+        else:
+            if self._is_away:
+                self._on_wait("MLflow answers again.")
+            self._is_away = False
 
     def _insist(self, ask: Callable[[], T], ask_again: Callable[[], T] | None = None) -> T:
         """Ask until there is an answer, a refusal, or no patience left."""

@@ -4,7 +4,7 @@ Each pass over a folder sends what is new: params, the dataset, the description,
 their original times), artifacts; once the run has ended, its log, its best checkpoint and its final status, last of
 all. What has arrived is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be
 sent again, never lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of
-it is there: `catch_up` looks for exactly those.
+it is there: `catch_up` looks for exactly those, and for the runs that ended before MLflow ever heard of them.
 
     ending.json     how the run ends in MLflow, from `end`
     shipped.json    what MLflow has, from the thread
@@ -22,6 +22,7 @@ from typing import Any
 
 from cityopt.errors import StoreError
 from cityopt.store import run_folder
+from cityopt.tracking.deferred_run import follow_link, list_unmade, make_deferred
 from cityopt.tracking.mlflow_store import DESCRIPTION, MlflowStore, RefusedError, RunEnd
 from cityopt.tracking.run_folder import ARTIFACTS, BEST, DATASET, LOG, NOTE, PARAMS, read_json, read_records, write_json
 
@@ -47,6 +48,8 @@ class _Watched:
     folder: Path
     shipped: _Shipped
     ended: bool
+    mlflow_id: str | None = None
+    """The run's id in MLflow; None until that is known, or made (`deferred_run`)."""
     problem: str = ""
     num_failures: int = 0
     next_try: float = 0.0
@@ -164,15 +167,19 @@ class Shipper:
     def _look_for_runs(self, study: str) -> None:
         try:
             run_ids = self._store.list_running(study)
+            unmade = list_unmade(self._store.store, study)
         except StoreError as error:
             self._problem = str(error)
             return
         self._problem = ""
         with self._changed:
             for run_id in run_ids:
-                folder = run_folder(self._store.store, run_id)
-                if run_id not in self._watched and folder.is_dir():
-                    self._add(run_id, folder, ended=(folder / ENDING).is_file())
+                folder = follow_link(run_folder(self._store.store, run_id))
+                if folder.name not in self._watched and folder.is_dir():
+                    self._add(folder.name, folder, ended=(folder / ENDING).is_file())
+            for folder in unmade:
+                if folder.name not in self._watched and (folder / ENDING).is_file():
+                    self._add(folder.name, folder, ended=True)
             self._studies.remove(study)
 
     def _try_to_ship(self, run: _Watched) -> None:
@@ -205,7 +212,7 @@ class Shipper:
             return False
         self._problem = problem
         with contextlib.suppress(StoreError):
-            self._store.finish_run(run.run_id, ending["status"], end_ms=ending["end_ms"])
+            self._store.finish_run(run.mlflow_id or run.run_id, ending["status"], end_ms=ending["end_ms"])
         return True
 
     def _ship(self, run: _Watched) -> bool:
@@ -214,19 +221,22 @@ class Shipper:
         The end is read first: all that a run records is there before it. One that comes meanwhile is for the next pass.
         """
         had_ended = run.ended
+        if run.mlflow_id is None:
+            run.mlflow_id = make_deferred(run.folder, lambda made: self._store.make_run(run.folder.name, made))
+        mlflow_id = run.mlflow_id
         ending = read_json(run.folder / ENDING)
-        self._ship_records(run, ending["tags"] if ending else {})
+        self._ship_records(run, mlflow_id, ending["tags"] if ending else {})
         files = {path.relative_to(run.folder / ARTIFACTS).as_posix(): path for path in _list_artifacts(run.folder)}
         if ending:
             files |= {LOG: run.folder / LOG, CHECKPOINT: run.folder / BEST}
-        self._ship_files(run, files)
+        self._ship_files(run, mlflow_id, files)
         if ending:
-            self._store.finish_run(run.run_id, ending["status"], end_ms=ending["end_ms"])
+            self._store.finish_run(mlflow_id, ending["status"], end_ms=ending["end_ms"])
         elif had_ended and run.ended:
             raise StoreError(f"{run.folder / ENDING} must be there until MLflow has the run, but it is gone.")
         return ending is not None
 
-    def _ship_records(self, run: _Watched, tags: Mapping[str, object]) -> None:
+    def _ship_records(self, run: _Watched, mlflow_id: str, tags: Mapping[str, object]) -> None:
         records, offset = read_records(run.folder, run.shipped.offset)
         stamps = {name: _stamp(run.folder / name) for name in (PARAMS, NOTE, DATASET)}
         changed = {name: stamp for name, stamp in stamps.items() if stamp and stamp != run.shipped.stamps.get(name)}
@@ -236,18 +246,18 @@ class Shipper:
         dataset = read_json(run.folder / DATASET) if DATASET in changed else None
         if not (records or params or tags or dataset):
             return
-        self._store.log(run.run_id, records=records, params=params, tags=tags)
+        self._store.log(mlflow_id, records=records, params=params, tags=tags)
         if dataset:
-            self._store.log_dataset(run.run_id, **dataset)
+            self._store.log_dataset(mlflow_id, **dataset)
         run.shipped.offset = offset
         run.shipped.stamps |= changed
         _write_shipped(run)
 
-    def _ship_files(self, run: _Watched, files: Mapping[str, Path]) -> None:
+    def _ship_files(self, run: _Watched, mlflow_id: str, files: Mapping[str, Path]) -> None:
         stamps = {name: _stamp(path) for name, path in files.items()}
         changed = {name: stamp for name, stamp in stamps.items() if stamp and stamp != run.shipped.stamps.get(name)}
         for name, stamp in changed.items():
-            self._store.put_artifact(run.run_id, files[name], name)
+            self._store.put_artifact(mlflow_id, files[name], name)
             run.shipped.stamps[name] = stamp
         if changed:
             _write_shipped(run)

@@ -23,6 +23,7 @@ from urllib.request import url2pathname
 
 from cityopt.errors import StoreError
 from cityopt.services import hide_password, read_services
+from cityopt.tracking.deferred_run import REQUEST, DeferredRun
 from cityopt.tracking.mlflow_batch import BatchWriter
 from cityopt.tracking.run_folder import Record, link_atomically
 
@@ -151,6 +152,15 @@ class MlflowStore:
         parent = self._parents.get(study) or self.open_parent(study)
         with self._turn(), translate_errors(f"create the run {name!r}"):
             return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})})
+
+    def make_run(self, request: str, run: DeferredRun) -> str:
+        """Return the id of a run that began while MLflow was away, made where no request has made it."""
+        made = self._search(run.study, f"tags.`{REQUEST}` = '{request}'", limit=1)
+        return (
+            made[0]
+            if made
+            else MlflowStore.create_run(self, run.study, run.name, run.kind, {**run.tags, REQUEST: request})
+        )
 
     def find_or_create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
         """Return the id of a study's run of this name, which a kill may have left unrecorded, or of a new one."""

@@ -7,6 +7,7 @@ import pytest
 
 from cityopt.errors import StoreError
 from cityopt.tracking import mlflow_patience
+from cityopt.tracking.deferred_run import list_unmade
 from cityopt.tracking.mlflow_patience import PATIENCE_S, PatientStore
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
@@ -58,7 +59,6 @@ def fail(monkeypatch: pytest.MonkeyPatch, name: str, times: int, kind: type[Stor
 CALLS = {
     "open_parent": ("study",),
     "find_run": ("study", "trial-0000"),
-    "reopen_run": ("id",),
 }
 
 
@@ -93,8 +93,34 @@ def test_run_is_not_made_twice_when_the_answer_was_lost(
 
     monkeypatch.setattr(MlflowStore, "create_run", create)
     monkeypatch.setattr(MlflowStore, "find_run", lambda self, study, name: f"id of {name}" if name in made else None)
-    assert remote.create_run("study", "trial-0003", "trial") == "id of trial-0003"
-    assert made == ["trial-0003"]
+    assert remote.create_run("study", "fold-0003", "fold") == "id of fold-0003"
+    assert made == ["fold-0003"]
+
+
+def test_trial_begins_in_a_folder_of_its_own_when_the_server_is_away(
+    remote: PatientStore, said: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fail(monkeypatch, "create_run", 1)
+    first, second = (remote.create_run("study", f"trial-{n}", "trial", {"cityopt.trial": n}) for n in range(2))
+    assert first != second and clock.now == 0.0
+    assert len(asked) == 1, "a server that was away a moment ago is not asked for each trial"
+    assert [folder.name for folder in list_unmade(remote.store, "study")] == sorted([first, second])
+    assert list_unmade(remote.store, "another") == []
+    remote.reopen_run(first)  # a worker crashed meanwhile: MLflow has no such run, and need not be asked
+    clock.now += 60
+    assert remote.create_run("study", "trial-2", "trial") == "create_run"
+    assert len(said) == 2 and "Training goes on" in said[0] and said[1] == "MLflow answers again."
+
+
+def test_run_that_cannot_be_reopened_goes_on(
+    remote: PatientStore, said: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fail(monkeypatch, "reopen_run", 1)
+    remote.reopen_run("id")
+    remote.reopen_run("id")
+    clock.now += 60
+    remote.reopen_run("id")
+    assert len(asked) == 2 and clock.now == 60 and len(said) == 2
 
 
 def test_store_does_not_wait_when_waiting_is_no_use(

@@ -1,0 +1,86 @@
+"""Runs that began while MLflow was away: a folder has an id of its own until MLflow gives the run one.
+
+    deferred.json   {"study", "name", "kind", "tags", "run_id"}; `run_id` is null until MLflow has the run
+
+Training never waits for MLflow: the coordinator begins the trial in such a folder, and the shipper makes the run when
+MLflow answers. The run then bears the folder's id as the tag `cityopt.request`, by which it is found again where the
+answer was lost, and a link named like MLflow's id leads to the folder.
+"""
+
+import fcntl
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cityopt.store import run_folder
+from cityopt.tracking.run_folder import read_json, write_json
+
+DEFERRED = "deferred.json"
+REQUEST = "cityopt.request"
+"""Tag of a run: the id under which it was first asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredRun:
+    """What MLflow is to make, and what it made of it."""
+
+    study: str
+    name: str
+    kind: str
+    tags: dict[str, str]
+    run_id: str | None = None
+
+
+def defer_run(store: Path, request: str, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
+    """Begin a run's folder without MLflow; returns the run's id in the store, which is that of the request."""
+    folder = run_folder(store, request)
+    folder.mkdir(parents=True)
+    run = DeferredRun(study, name, kind, {key: str(value) for key, value in tags.items()})
+    write_json(folder / DEFERRED, asdict(run))
+    return request
+
+
+def new_request() -> str:
+    """Return an id that no run has."""
+    return uuid.uuid4().hex
+
+
+def find_mlflow_id(folder: Path) -> str | None:
+    """Return the id that MLflow has for the run of a folder; None where it has to make it yet."""
+    deferred = _read(folder)
+    return folder.name if deferred is None else deferred.run_id
+
+
+def make_deferred(folder: Path, make: Callable[[DeferredRun], str]) -> str:
+    """Return MLflow's id for the run of a folder, which `make` gives it if need be: one process at a time."""
+    known = find_mlflow_id(folder)
+    if known is not None:
+        return known
+    with (folder / f".{DEFERRED}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        deferred = _read(folder)
+        assert deferred is not None  # it was there a moment ago, and nobody removes it
+        run_id = deferred.run_id or make(deferred)
+        write_json(folder / DEFERRED, asdict(replace(deferred, run_id=run_id)))
+    with suppress(OSError):  # a link is a convenience
+        folder.with_name(run_id).symlink_to(folder.name)
+    return run_id
+
+
+def follow_link(folder: Path) -> Path:
+    """Return a run's folder itself where a link named like MLflow's id leads to it."""
+    return folder.with_name(folder.readlink().name) if folder.is_symlink() else folder
+
+
+def list_unmade(store: Path, study: str) -> list[Path]:
+    """Return the folders of a study's runs that MLflow has to make yet."""
+    folders = [path.parent for path in sorted(store.glob(f"runs/*/{DEFERRED}")) if not path.parent.is_symlink()]
+    found = {folder: _read(folder) for folder in folders}
+    return [folder for folder, run in found.items() if run is not None and run.study == study and run.run_id is None]
+
+
+def _read(folder: Path) -> DeferredRun | None:
+    content = read_json(folder / DEFERRED)
+    return None if content is None else DeferredRun(**content)
