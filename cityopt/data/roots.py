@@ -47,10 +47,15 @@ def choose_folder(option: str | None) -> Path:
     return Path(root)
 
 
+def place_scenes(config: SyntheticConfig, cache: Path) -> Path:
+    """Return where synthetic scenes lie or will lie."""
+    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}" + " coarse" * config.coarse
+    return cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def make_scenes(config: SyntheticConfig, cache: Path, on_count: OnCount | None = None) -> Path:
     """Return the root of synthetic scenes, made once, by one process at a time."""
-    text = f"{RECIPE_VERSION} {config.num_images} {config.size} {config.seed}" + " coarse" * config.coarse
-    root = cache / f"{SYNTHETIC}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    root = place_scenes(config, cache)
     cache.mkdir(parents=True, exist_ok=True)
     with root.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

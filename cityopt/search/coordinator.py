@@ -27,6 +27,7 @@ from cityopt.search.executors.base import (
     Executor,
     Job,
     JobEnded,
+    Noticed,
     Progressed,
     WorkerReady,
 )
@@ -138,8 +139,10 @@ class Coordinator:
                 self._leave_running()
 
     def _fill_slots(self) -> bool:
-        """Start trials on free slots; say whether there is anything left to wait for."""
-        while self.executor.num_free and (self._adopted or self._num_begun < self.standing.trials):
+        """Start trials on free slots; say whether there is anything left to wait for, were it a slot."""
+        while self._adopted or self._num_begun < self.standing.trials:
+            if not self.executor.num_free:
+                return True
             if self._adopted:
                 self._start(self._adopted.pop(0), resumed=True)
             elif objection := self.budget.find_objection():
@@ -236,6 +239,8 @@ class Coordinator:
     def _handle(self, event: Event) -> None:
         if isinstance(event, WorkerReady):
             self.observer.say(f"worker ready on {event.device} with {self.facts.threads} threads")
+        elif isinstance(event, Noticed):
+            self.observer.say(event.message)
         elif isinstance(event, Progressed) and event.run_id in self._running:
             self.observer.show_progress(self._running[event.run_id].config.name, event.progress)
         elif isinstance(event, EpochDone) and event.run_id in self._running:

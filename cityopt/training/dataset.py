@@ -19,6 +19,7 @@ from cityopt.data.cityscapes import (
     list_frames,
     scan_frames,
 )
+from cityopt.data.roots import make_scenes, place_scenes
 from cityopt.data.subset import hash_names, pick_images
 from cityopt.errors import ConfigError, DataError
 from cityopt.image_set import ImageSet
@@ -86,14 +87,19 @@ def survey_images(fine: Survey, image_set: ImageSet, cache: Path, on_count: OnCo
 def prepare_data(config: RunConfig, on_count: OnCount | None = None) -> TrainingData:
     """Pick the images of a training and open their caches, which are built where they are not there yet.
 
+    Synthetic scenes are made where they are missing: another machine has begun the study then.
+
     Raises ConfigError (no root) and DataError (broken files, another dataset than the config was made for, no
     image in one of the sets).
     """
     if config.data.root is None:
         raise ConfigError("`data.root` must be the dataset's folder when a training starts, but is null. Give --data.")
-    survey = survey_dataset(config.data.root, Path(config.cache), on_count)
+    cache = Path(config.cache)
+    if not Path(config.data.root).exists() and Path(config.data.root) == place_scenes(config.data.synthetic, cache):
+        make_scenes(config.data.synthetic, cache, on_count)
+    survey = survey_dataset(config.data.root, cache, on_count)
     check_fingerprint(survey, config.fingerprint)
-    train_survey = survey_images(survey, config.train_set, Path(config.cache), on_count)
+    train_survey = survey_images(survey, config.train_set, cache, on_count)
     check_train_fingerprint(train_survey, config.train_fingerprint)
     train, validation = pick_facts(train_survey, config.train_set), pick_facts(survey, config.validation_set)
     return TrainingData(

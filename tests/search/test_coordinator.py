@@ -31,7 +31,7 @@ from cityopt.runtime import derive_seed
 from cityopt.search import scorekeeping as module
 from cityopt.search.budget import Budget
 from cityopt.search.coordinator import Coordinator
-from cityopt.search.executors.base import JobEnded
+from cityopt.search.executors.base import JobEnded, Noticed
 from cityopt.search.observer import Observer
 from cityopt.search.requests import Request, RequestBox
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials
@@ -582,6 +582,36 @@ def test_no_trial_waits_when_a_slot_is_free(bench):
     assert len(rates) == len(lengths)  # running trials are never proposed again
     for number, length in enumerate(lengths):
         assert it.curve(f"trial-{number:04d}") == [(epoch, 0.1 * number) for epoch in range(1, length + 1)]
+
+
+def test_sweep_waits_for_a_slot_when_there_is_none_for_a_while(bench):
+    """As on a cluster whose nodes are on their way: before the first trial, and after one was lost with its node."""
+
+    class Elastic(ScriptedExecutor):
+        def __init__(self, play):
+            super().__init__(play)
+            self.away = 3
+
+        @property
+        def num_free(self):
+            return 0 if self.away else super().num_free
+
+        def poll(self, timeout_s):
+            if self.away:
+                self.away -= 1
+                return [Noticed(f"{self.away} more looks until a node is there")]
+            events = super().poll(timeout_s)
+            self.away = 2 * any(isinstance(event, JobEnded) and event.outcome == "lost" for event in events)
+            return events
+
+    it = bench(trials=2, training={"epochs": 3})
+    lost = Script((0.1, 0.2, 0.3), lost_before=2)
+    executor = it.live(lambda config, attempt: lost if attempt == 1 else Script((0.1, 0.2, 0.3)), kind=Elastic)
+    assert [job.config.name for job in executor.jobs] == ["trial-0000"] * 2 + ["trial-0001"] * 2
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE] * 2
+    assert [line for line in it.said if "looks until" in line] == [
+        f"{left} more looks until a node is there" for left in (2, 1, 0, 1, 0, 1, 0)
+    ]
 
 
 def test_trial_goes_on_with_smaller_micro_batches_when_memory_ran_out(bench):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cityopt.config import RunConfig
 from cityopt.data.loaders import build_loader
+from cityopt.data.roots import place_scenes
 from cityopt.data.synthetic import write_synthetic
 from cityopt.errors import DataError
 from cityopt.image_set import ImageSet, Span
@@ -104,6 +105,18 @@ def test_prepare_data_opens_coarse_labels_in_a_cache_of_their_own(
         np.testing.assert_array_equal(target["label_map"].numpy(), expected)
         shares.append((expected == 255).mean())
     assert 0.1 < np.mean(shares) < 0.9
+
+
+def test_prepare_data_makes_synthetic_scenes_where_they_are_missing(config: RunConfig, tmp_path: Path) -> None:
+    """As on a machine that joins a study: the same scenes as where it began. Another root is left missing."""
+    recipe = config.data.synthetic.model_copy(update={"num_images": 6, "size": (64, 128)})
+    study = config.model_copy(update={"data": config.data.model_copy(update={"synthetic": recipe, "num_holdout": 1})})
+    root = place_scenes(recipe, tmp_path / "cache")
+    data = prepare_data(settle_scenes(study, root, tmp_path / "cache", ImageSet()))
+    write_synthetic(tmp_path / "tree", num_images=6, size=(64, 128), seed=recipe.seed)
+    assert data.fingerprint == survey_dataset(tmp_path / "tree", tmp_path).fingerprint
+    with pytest.raises(DataError, match="nowhere"):
+        prepare_data(settle_scenes(study, tmp_path / "nowhere", tmp_path / "cache", ImageSet()))
 
 
 def test_prepare_data_picks_nested_images_of_train_extra(config: RunConfig, scenes: Path, tmp_path: Path) -> None:

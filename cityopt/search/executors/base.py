@@ -36,6 +36,14 @@ class WorkerReady:
     """A worker is warm: torch is imported and its device chosen."""
 
     device: str
+    """`cpu`, `cuda:0`, and on a cluster the node: `cpu of node-7`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something about the places where runs are trained that whoever watches should know."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class JobEnded:
         return self.result.get("peak_gib")
 
 
-Event = WorkerReady | Progressed | EpochDone | JobEnded
+Event = WorkerReady | Noticed | Progressed | EpochDone | JobEnded
 
 
 class Executor(ABC):
@@ -89,7 +97,7 @@ class Executor(ABC):
     @property
     @abstractmethod
     def num_free(self) -> int:
-        """Number of slots that would take a job now."""
+        """Number of slots that would take a job now; there may be none yet, where machines come and go."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:

@@ -117,12 +117,8 @@ class LocalExecutor(Executor):
                 self._put_new(worker.slot)
 
     def end_survivor(self, folder: Path) -> None:
-        """Kill the process that the folder's attempt names, if it is still that process, and on this machine."""
-        attempt = read_attempt(folder)
-        if attempt is None or attempt.host not in ("", socket.gethostname()):
-            return
-        if attempt.started and read_start_time(attempt.pid) == attempt.started:
-            os.kill(attempt.pid, signal.SIGKILL)
+        """Kill the process that the folder's attempt names."""
+        kill_survivor(folder)
 
     def close(self) -> None:
         """Kill the workers: what they have finished is on disk, and a training has nothing else to save."""
@@ -239,6 +235,15 @@ class _Worker:
         except subprocess.TimeoutExpired:  # a driver holds it
             return "not even by SIGKILL"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def kill_survivor(folder: Path) -> None:
+    """Kill the process that a folder's attempt names, if it is still that process, and on this machine."""
+    attempt = read_attempt(folder)
+    if attempt is None or attempt.host not in ("", socket.gethostname()):
+        return
+    if attempt.started and read_start_time(attempt.pid) == attempt.started:
+        os.kill(attempt.pid, signal.SIGKILL)
 
 
 def read_start_time(pid: int) -> float:

@@ -11,41 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from executor_contract import (
+    PATIENCE_S,
+    MakeJob,
+    check_jobs,
+    check_lost_worker,
+    ended,
+    epoch_done,
+    prepare_jobs,
+    watch,
+)
 
-from cityopt.config import RunConfig
-from cityopt.data.roots import cache_folder
 from cityopt.errors import StoreError
-from cityopt.search.executors.base import EpochDone, Job, JobEnded, Progressed, WorkerReady
+from cityopt.search.executors.base import EpochDone, Progressed, WorkerReady
 from cityopt.search.executors.local import LocalExecutor, read_start_time
 from cityopt.search.executors.silence import HangRule
-from cityopt.search.facts import StudyFacts
-from cityopt.search.observer import Observer
-from cityopt.search.preparation import prepare_study
-from cityopt.search.space import build_trial_config
-from cityopt.search.sweep import build_facts
-from cityopt.settings import replace_settings
-from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import begin_attempt, read_attempt, read_records
-
-PATIENCE_S = 240
-TINY = Path(__file__).parents[2] / "studies" / "tiny.yaml"
-
-
-@pytest.fixture(scope="module")
-def prepared(template_store: Path) -> tuple[StudyFacts, Path]:
-    study = prepare_study(load_study(str(TINY)), template_store, data=None, observer=Observer())
-    return build_facts(study, threads=1, weights={}), cache_folder(template_store)
 
 
 @pytest.fixture
-def make_job(prepared, tmp_path: Path):
-    def make(number: int, **settings) -> Job:
-        study = replace_settings(load_study(str(TINY)), {key.replace("__", "."): v for key, v in settings.items()})
-        facts, cache = prepared
-        config = build_trial_config(study, facts, number, {}, device="cpu", cache=cache)
-        return Job(f"run-{number}", tmp_path / f"run-{number}", f"token-{number}", config)
-
-    return make
+def make_job(template_store: Path, tmp_path: Path) -> MakeJob:
+    return prepare_jobs(template_store, tmp_path)
 
 
 @pytest.fixture
@@ -54,71 +40,17 @@ def executor(tmp_path: Path):
         yield executor
 
 
-def watch(executor: LocalExecutor, until, answer="continue") -> list:
-    """Answer epochs until an event satisfies `until`; return all events."""
-    seen, deadline = [], time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        for event in executor.poll(0.2):
-            seen.append(event)
-            if until(event):
-                return seen
-            if isinstance(event, EpochDone):
-                executor.answer(event.run_id, answer)
-    pytest.fail(f"nothing like that happened: {seen}")
-
-
-def ended(event) -> bool:
-    return isinstance(event, JobEnded)
-
-
 @pytest.mark.slow
 def test_warm_worker_trains_many_jobs_and_outlives_failures_when_nobody_kills_it(executor, make_job):
-    job = make_job(0)
-    executor.submit(job)
-    assert executor.num_free == 0
-    seen = watch(executor, ended)
-    pid = read_attempt(job.folder).pid
-    assert isinstance(seen[0], WorkerReady) and any(isinstance(event, Progressed) for event in seen)
-    epochs = [event for event in seen if isinstance(event, EpochDone)]
-    assert [event.epoch for event in epochs] == [1, 2, 3, 4]
-    assert [record.metrics for record in read_records(job.folder)[0]] == [event.metrics for event in epochs]
-    assert seen[-1].outcome == "complete" and seen[-1].result["epochs"] == 4
-    best = min(event.metrics["train/loss/total"] for event in epochs)
-    assert seen[-1].result["best_value"] == best and (job.folder / "best.pt").is_file()
-    assert "attempt begins" in (job.folder / "log.txt").read_text()
-    assert executor.num_free == 1
-
-    stopped = make_job(1)
-    executor.submit(stopped)
-    seen = watch(executor, ended, answer="stop")
-    assert seen[-1].outcome == "stopped" and seen[-1].result["epochs"] == 1
-
-    diverging = make_job(2, training__learning_rate=1e30, training__clip_norm=None, training__optimizer="sgd")
-    executor.submit(diverging)
-    seen = watch(executor, ended)
-    assert (seen[-1].outcome, seen[-1].reason) == ("failed", "nan")
-
-    lost_data = make_job(3, data__root="/nowhere")
-    lost_data = Job(
-        lost_data.run_id,
-        lost_data.folder,
-        lost_data.token,
-        RunConfig.model_validate(
-            lost_data.config.model_dump() | {"data": lost_data.config.data.model_dump() | {"root": "/nowhere"}}
-        ),
-    )
-    executor.submit(lost_data)
-    seen = watch(executor, ended)
-    assert (seen[-1].outcome, seen[-1].reason) == ("failed", "data") and "/nowhere" in seen[-1].message
-
+    done = check_jobs(executor, make_job)
     again = make_job(4)
     executor.submit(again)
     watch(executor, ended)
-    assert {read_attempt(some.folder).pid for some in (job, stopped, diverging, lost_data, again)} == {pid}
+    assert len({read_attempt(job.folder).pid for job in [*done, again]}) == 1
 
     hung = make_job(5)
     executor.submit(hung)
-    watch(executor, lambda event: isinstance(event, EpochDone))
+    watch(executor, epoch_done)
     executor._workers[0].silence_s = 1e9  # as if it had said nothing for years
     assert watch(executor, ended)[-1].reason == "hung"
     log = (hung.folder / "log.txt").read_text()
@@ -130,7 +62,7 @@ def test_attempt_on_two_devices_is_lost_with_a_rank_and_goes_on_in_one_process(e
     alone = make_job(0)
     job = replace(alone, config=alone.config.model_copy(update={"devices": 2}))
     executor.submit(job)
-    watch(executor, lambda event: isinstance(event, EpochDone))
+    watch(executor, epoch_done)
     log = (job.folder / "log.txt").read_text()
     worker, *ranks = [int(pid) for pid in re.findall(r"attempt begins, pid (\d+)", log)]
     assert len(ranks) == 2 and worker == read_attempt(job.folder).pid
@@ -149,21 +81,7 @@ def test_attempt_on_two_devices_is_lost_with_a_rank_and_goes_on_in_one_process(e
 
 @pytest.mark.slow
 def test_job_is_lost_and_the_worker_replaced_when_it_is_killed(executor, make_job):
-    job = make_job(0)
-    executor.submit(job)
-    watch(executor, lambda event: isinstance(event, EpochDone))
-    first = read_attempt(job.folder).pid
-    os.kill(first, signal.SIGKILL)
-    (lost,) = [event for event in watch(executor, ended) if ended(event)]
-    assert (lost.run_id, lost.outcome, lost.message) == ("run-0", "lost", "the worker ended: SIGKILL")
-    assert executor.num_free == 1
-    again = Job(job.run_id, job.folder, "another token", job.config)
-    executor.submit(again)
-    seen = watch(executor, ended)
-    assert seen[-1].outcome == "complete"
-    assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1, 2, 3, 4]  # the first is told again
-    assert [record.step for record in read_records(job.folder)[0]] == [1, 2, 3, 4]
-    assert read_attempt(job.folder).pid != first
+    check_lost_worker(executor, make_job)
 
 
 _COORDINATOR = """
@@ -225,7 +143,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_worker_imports_neither_optuna_nor_mlflow_when_it_trains(prepared, tmp_path, make_job):
+def test_worker_imports_neither_optuna_nor_mlflow_when_it_trains(make_job):
     """The worker's own main, with a pipe of ours, in a process that tells what it imported."""
     code = (
         "import sys, atexit, os\n"
@@ -403,7 +321,7 @@ def test_suspended_coordinator_holds_nothing_against_a_worker(tmp_path, stand_in
     rule = HangRule(limit_s=2.0, factor=1.0)
     with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs", hang_rule=rule) as executor:
         executor.submit(replace(make_job(0), run_id="busy"))
-        watch(executor, lambda event: isinstance(event, EpochDone))
+        watch(executor, epoch_done)
         time.sleep(2.5)  # nobody listens
         assert executor.poll(0.1) == []
 
@@ -412,14 +330,14 @@ def test_slot_is_free_at_once_when_its_run_is_abandoned(tmp_path, stand_in, make
     stand_in(_SLEEPER)
     with LocalExecutor(devices=("cpu",), threads=1, log_folder=tmp_path / "logs") as executor:
         executor.submit(replace(make_job(0), run_id="busy"))
-        watch(executor, lambda event: isinstance(event, EpochDone))
+        watch(executor, epoch_done)
         pid = read_attempt(tmp_path / "run-0").pid
         executor.abandon("another")
         assert executor.num_free == 0 and read_start_time(pid)
         executor.abandon("busy")
         assert executor.num_free == 1 and read_start_time(pid) == 0.0
         executor.submit(replace(make_job(1), run_id="next"))
-        seen = watch(executor, lambda event: isinstance(event, EpochDone))
+        seen = watch(executor, epoch_done)
         assert {event.run_id for event in seen if not isinstance(event, WorkerReady)} == {"next"}
 
 
