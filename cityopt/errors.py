@@ -38,6 +38,10 @@ class StoreError(CityoptError):
     """The store is not writable, is locked by somebody else, or misses what a command needs."""
 
 
+class ClusterError(CityoptError):
+    """A cluster cannot be reached, or its nodes cannot train: nothing answers, or other versions are installed."""
+
+
 class StudyError(CityoptError):
     """A study cannot go on: its stored settings differ, its objective is never reported, no trial is complete."""
 

@@ -42,6 +42,12 @@ WorkersOption = Annotated[
 PerDeviceOption = Annotated[
     int | None, typer.Option("--workers-per-device", help="Workers on each GPU; alone it also says how many in all.")
 ]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where trials run: local, or ray for the nodes of a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="HOST:PORT of the Ray cluster; auto, the default, finds it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 STORE = Path("mlruns")
 

@@ -7,8 +7,10 @@ import typer
 
 from cityopt.commands.options import (
     STORE,
+    AddressOption,
     DataOption,
     DeviceOption,
+    ExecutorOption,
     JsonOption,
     NameOption,
     PerDeviceOption,
@@ -39,6 +41,8 @@ def sweep(
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     workers_per_device: PerDeviceOption = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
     max_hours: Annotated[
         float | None,
         typer.Option("--max-hours", help="Hours of this call: no trial begins that would not end in time."),
@@ -71,6 +75,8 @@ def sweep(
             observer=observer,
             workers=workers,
             per_device=workers_per_device,
+            executor=executor,
+            address=address,
             describe=build_data_report,
         )
     print_leaderboard(console, read_status(summary.store, config.name))

@@ -43,12 +43,15 @@ def find_facts(storage: RDBStorage, name: str) -> StudyFacts | None:
     return load_stored_study(storage, name)[2] if is_begun(storage, name) else None
 
 
-def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int) -> int:
-    """Return the CPU threads of each training: as fixed when the study began, else a worker's share of the cores."""
+def find_threads(storage: RDBStorage, config: StudyConfig, *, num_workers: int, cores: int | None = None) -> int:
+    """Return the CPU threads of each training: as fixed when the study began, else a worker's share of the cores.
+
+    Those are this machine's by default.
+    """
     if config.threads is not None:
         return config.threads
     facts = find_facts(storage, config.name)
-    return facts.threads if facts else max(1, count_cores() // num_workers)
+    return facts.threads if facts else max(1, (cores or count_cores()) // num_workers)
 
 
 def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> tuple[optuna.Study, StudyFacts]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import yaml
@@ -17,6 +18,7 @@ from cityopt.runtime import count_cores, resolve_device
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.data_portrait import Describe, drawing_data
 from cityopt.search.executors.base import Executor
+from cityopt.search.executors.cluster import find_cluster
 from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.executors.silence import HangRule
 from cityopt.search.executors.slots import plan_slots
@@ -34,6 +36,9 @@ from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import ARTIFACTS, RunFolder, take_over, tolerating_full_disk, write_dataset, write_json
 from cityopt.training.objective import check_objective
+
+if TYPE_CHECKING:
+    from cityopt.search.executors.ray import RayCluster
 
 INTERRUPTED = 130
 STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
@@ -58,9 +63,13 @@ def run_sweep(
     observer: Observer,
     workers: int | None = None,
     per_device: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
     describe: Describe | None = None,
 ) -> SweepSummary:
     """Run a study's trials, or go on where the last sweep stopped, on as many workers as `plan_slots` says.
+
+    With `executor` ray they run on the cluster at `address`, on as many of its nodes as have room.
 
     `describe` turns the statistics of the dataset into the files that a study's first start puts on its parent run.
 
@@ -71,7 +80,8 @@ def run_sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_objective(config.search.metric, config.model)
     check_dataset_exists(choose_root(data, config.data.root))
-    slots = plan_slots(device, workers=workers, per_device=per_device)
+    cluster = find_cluster(executor, address, device=device, workers=workers, per_device=per_device)
+    slots = () if cluster else plan_slots(device, workers=workers, per_device=per_device)
     folder = open_store(store)
     observer.say(f"store {folder}")
     with lock_study(folder, config.name), naming_interrupts():
@@ -82,9 +92,9 @@ def run_sweep(
         refuse_other_settings(storage, config, weights)
         warn_of_frozen_noise(config, observer)
         warn_of_ignored(config, observer)
-        threads = find_threads(storage, config, num_workers=len(slots))
+        threads = find_threads(storage, config, num_workers=len(slots) or 1, cores=cluster.cores if cluster else None)
         warn_of_crowding(len(slots), threads, observer)
-        with open_executor(folder, config, threads=threads, slots=slots) as executor:
+        with open_executor(folder, config, threads=threads, slots=slots, cluster=cluster) as workplace:
             fetch_weights(config, observer)
             begun = find_facts(storage, config.name)
             fitted = begun.anchors if begun else None
@@ -100,7 +110,7 @@ def run_sweep(
                     config=prepared.config,
                     facts=facts,
                     device=device,
-                    executor=executor,
+                    executor=workplace,
                     mlflow=mlflow,
                     shipper=shipper,
                     observer=observer,
@@ -174,8 +184,15 @@ def warn_of_crowding(num_workers: int, threads: int, observer: Observer) -> None
         )
 
 
-def open_executor(store: Path, config: StudyConfig, *, threads: int, slots: Sequence[str]) -> Executor:
-    """Return the executor of a study: workers on this machine. Raises ConfigError: there is no such device."""
+def open_executor(
+    store: Path, config: StudyConfig, *, threads: int, slots: Sequence[str], cluster: "RayCluster | None" = None
+) -> Executor:
+    """Return the executor of a study: workers on this machine, or on a cluster, which finds slots of its own.
+
+    Raises ConfigError: there is no such device.
+    """
+    if cluster is not None:
+        return cluster.open_executor(store, config, threads=threads)
     for device in set(slots) - {"auto", "cpu"}:
         resolve_device(device)
     rule = HangRule(config.search.hang_limit_s, config.search.hang_factor)

@@ -112,8 +112,9 @@ def test_anchors_and_threads_stay_as_fixed_when_a_study_goes_on(begun):
     free = replace_settings(make_config(name="free"), {"threads": None})
     storage = open_storage(begun)
     assert find_threads(storage, free, num_workers=1) == count_cores()
+    assert find_threads(storage, free, num_workers=1, cores=99) == 99
     open_study(storage, free, replace(FACTS, threads=5))
-    assert find_threads(storage, free, num_workers=1) == 5  # another machine, the same scores
+    assert find_threads(storage, free, num_workers=1, cores=99) == 5  # another machine, the same scores
     assert find_threads(storage, make_config(), num_workers=4) == 1
 
 

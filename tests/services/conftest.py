@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from postgres import Cluster, run_cluster
+from ray_nodes import RayNodes, run_ray
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,6 +25,20 @@ def postgres() -> Iterator[Cluster]:
     """A PostgreSQL server. A test that stops it starts it again."""
     with run_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayNodes]:
+    """A Ray cluster with no room for a training."""
+    with run_ray() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def ray_nodes(ray_head: RayNodes) -> Iterator[RayNodes]:
+    """That cluster, which the hosts that a test lets join leave at its end."""
+    yield ray_head
+    ray_head.leave_all()
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ def plan_slots(device: str, *, workers: int | None = None, per_device: int | Non
 
     Raises ConfigError: a number below 1, or more workers than `per_device` leaves room for.
     """
-    for option, value in (("--workers", workers), ("--workers-per-device", per_device)):
-        if value is not None and value < 1:
-            raise ConfigError(f"`{option}` must be at least 1, but got {value}.")
+    check_numbers(workers=workers, per_device=per_device)
     if workers in (None, 1) and per_device is None:
         return (device,)
     devices = _list_devices(device)
@@ -24,6 +22,13 @@ def plan_slots(device: str, *, workers: int | None = None, per_device: int | Non
             f"but got {workers}. Raise --workers-per-device or lower --workers."
         )
     return tuple(devices[slot % len(devices)] for slot in range(workers or room or 1))
+
+
+def check_numbers(*, workers: int | None, per_device: int | None) -> None:
+    """Check the numbers that were given. Raises ConfigError: one is below 1."""
+    for option, value in (("--workers", workers), ("--workers-per-device", per_device)):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{option}` must be at least 1, but got {value}.")
 
 
 def _list_devices(device: str) -> tuple[str, ...]:
