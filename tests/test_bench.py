@@ -23,6 +23,8 @@ ROWS = [
     *("semantic-confusion", "semantic-confusion-noise", "coco-segm", "coco-evaluator"),
     *("cityscapes-ap", "cityscapes-ap-growth", "point-rend", "paste", "paste-memory"),
 ]
+SWEEPS = ["trials", "between-trials", "stored-trials"]
+"""Benchmarks that take a minute even when quick: tests/services runs them."""
 Load = Callable[[str], ModuleType]
 
 
@@ -40,7 +42,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 @pytest.fixture(scope="module")
 def quick_answer() -> subprocess.CompletedProcess[str]:
     """All benchmarks in one process: each start takes seconds."""
-    return run_bench("--quick", "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        names = [name for name in import_module("benchmarks.command").BENCHES if name not in SWEEPS]
+    return run_bench(*names, "--quick", "--json")
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ def read_trials(connection: Connection, study_id: int) -> list[FrozenTrial]:
         wanted = (type_coerce(columns[n], String) if n.endswith("_type") else columns[n] for n in names)
         query = select(columns["trial_id"], *wanted).where(columns["trial_id"] == trials["trial_id"])
         found: Rows = defaultdict(list)
-        for trial_id, *row in connection.execute(query.where(trials["study_id"] == study_id).order_by(columns[order])):
-            found[trial_id].append(row)
+        for row in connection.execute(query.where(trials["study_id"] == study_id).order_by(columns[order])).all():
+            found[row[0]].append(row[1:])
         return found
 
     params = read(models.TrialParamModel, "param_id", "param_name", "param_value", "distribution_json")

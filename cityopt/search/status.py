@@ -24,6 +24,9 @@ OUT_OF_MEMORY = "cityopt:oom"
 """What a trial remembers of its first attempt: its peak, and the accumulation that it goes on with."""
 
 
+_SHOWN = ("number", "state", "reason", "value", "params", "run_id", "seconds")
+
+
 @dataclass(frozen=True, slots=True)
 class TrialStatus:
     """One trial as people see it; `value` is its best so far."""
@@ -46,8 +49,7 @@ class TrialStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Return a trial of `cityopt status --json`."""
-        hidden = ("message", "retry_of", "is_retried", "accumulation")
-        return {key: value for key, value in asdict(self).items() if key not in hidden}
+        return {key: getattr(self, key) for key in _SHOWN}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ a young study and an old one too: minutes later the same machine may be half as 
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import optuna
 from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage
 
 from benchmarks.measuring import Bound, Row
 from benchmarks.null_executor import NullExecutor, invent_metrics
@@ -75,12 +77,12 @@ class Studies:
     `ours` and `peer` hold milliseconds per trial, one number a block.
     """
 
-    def __init__(self, folder: Path, num_slots: int = 1) -> None:
+    def __init__(self, folder: Path, num_slots: int = 1, name: str | None = None) -> None:
         folder.mkdir()
         self.folder, self._num_slots = folder, num_slots
+        self.name = name or configure(1).name
         self.ours: list[float] = []
         self.peer: list[float] = []
-        self._num_trials = 0
         self._facts, config = invent_facts(), configure(1)
         self._space, self._metric = config.search.space, config.search.metric
         peer = folder / "peer"
@@ -90,7 +92,7 @@ class Studies:
 
     def fill(self, num_trials: int) -> None:
         """Bring both studies to a number of trials."""
-        self._advance(num_trials)
+        self.advance(num_trials)
         for _ in range(num_trials):
             self._run_peer_trial()
 
@@ -99,7 +101,7 @@ class Studies:
 
         Ours begins in its second trial, when all is warm, at the same place of its course where the last one ends.
         """
-        self.ours.append(self._advance(block + WARM_UP))
+        self.ours.append(self.advance(block + WARM_UP))
         begin = time.perf_counter()
         for _ in range(block):
             self._run_peer_trial()
@@ -107,21 +109,24 @@ class Studies:
         for _ in range(WARM_UP):
             self._run_peer_trial()
 
-    def _advance(self, num_trials: int) -> float:
+    def advance(
+        self, num_trials: int, num_slots: int | None = None, on_job: Callable[[], object] = lambda: None
+    ) -> float:
         """Run a coordinator for some trials; return its milliseconds per trial, from when each slot has had one on.
 
-        The clock stops when MLflow has all that came before.
+        The clock stops when MLflow has all that came before. `on_job` is called before each trial's job.
         """
-        self._num_trials += num_trials
-        config = configure(self._num_trials)
-        study, facts = open_study(open_storage(self.folder), config, self._facts)
+        slots, storage = num_slots or self._num_slots, open_storage(self.folder)
+        config = configure(num_trials + self._count_trials(storage), self.name)
+        study, facts = open_study(storage, config, self._facts)
         mlflow, moments = MlflowStore(self.folder), list[tuple[float, int]]()
         with open_parent(mlflow, config, facts, Observer()) as (parent, shipper):
 
             def before_job(num_begun: int, num_ended: int) -> None:
+                on_job()
                 if num_begun == num_trials - 1:
                     assert shipper.drain(60)
-                if num_begun == num_trials - 1 or (num_ended >= self._num_slots and not moments):
+                if num_begun == num_trials - 1 or (num_ended >= slots and not moments):
                     moments.append((time.perf_counter(), num_ended))
 
             coordinator = Coordinator(
@@ -130,7 +135,7 @@ class Studies:
                 config=config,
                 facts=facts,
                 device="cpu",
-                executor=NullExecutor(before_job, self._num_slots),
+                executor=NullExecutor(before_job, slots),
                 mlflow=mlflow,
                 shipper=shipper,
                 observer=Observer(),
@@ -139,6 +144,12 @@ class Studies:
             coordinator.run()
         (begin, num_before), (end, num_after) = moments[0], moments[-1]
         return 1000 * (end - begin) / max(num_after - num_before, 1)
+
+    def _count_trials(self, storage: RDBStorage) -> int:
+        if self.name not in optuna.get_all_study_names(storage):
+            return 0
+        study = optuna.load_study(study_name=self.name, storage=storage)
+        return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
     def _run_peer_trial(self) -> None:
         trial = self._peer_study.ask()
@@ -152,10 +163,10 @@ class Studies:
         self._peer_study.tell(trial, values[-1])
 
 
-def configure(num_trials: int) -> StudyConfig:
-    """Return the study of `maskrcnn` with a number of short trials."""
+def configure(num_trials: int, name: str | None = None) -> StudyConfig:
+    """Return the study of `maskrcnn`, by its own or another name, with a number of short trials."""
     settings = [f"training.epochs={EPOCHS}", f"search.trials={num_trials}", "search.pruner.min_epochs=1"]
-    return load_study(str(SWEEP), settings=settings)
+    return load_study(str(SWEEP), settings=settings, name=name)
 
 
 def invent_facts() -> StudyFacts:
