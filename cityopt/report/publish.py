@@ -10,8 +10,10 @@ from cityopt.errors import StoreError
 from cityopt.report.findings import Findings, read_findings
 from cityopt.report.page import write_page
 from cityopt.search.note import describe_study
-from cityopt.services import has_runs
+from cityopt.search.status import read_status
+from cityopt.services import has_runs, read_services
 from cityopt.store import run_folder
+from cityopt.tracking.mlflow_restore import restore_runs
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import ARTIFACTS, write_atomically
 
@@ -23,6 +25,7 @@ def write_report(store: Path, name: str, out: Path) -> str:
 
     Raises StoreError: no such study, or a file that cannot be written.
     """
+    problem = _fetch_others(store, name)
     findings = read_findings(store, name)
     content = write_page(findings).encode()
     target = out.expanduser().absolute()
@@ -34,12 +37,13 @@ def write_report(store: Path, name: str, out: Path) -> str:
             "Give another one with --out FILE."
         ) from error
     size = f"{out} ({len(content) / 1e6:.1f} MB)"
-    return "\n".join(filter(None, [size, _warn_of_failure(findings, content)[1]]))
+    return "\n".join(filter(None, [size, problem, _warn_of_failure(findings, content)[1]]))
 
 
 def publish_report(store: Path, name: str) -> str:
     """Put a study's report on the study's run; returns a line that says where it is, or what went wrong."""
     try:
+        _fetch_others(store, name)
         findings = read_findings(store, name)
         path, warning = _warn_of_failure(findings, write_page(findings).encode())
     except Exception as error:  # whatever it is, it must not hide how the sweep or promotion ended
@@ -62,6 +66,18 @@ def put_on_parent(findings: Findings, content: bytes) -> Path:
     mlflow.put_artifact(parent, path, NAME)
     mlflow.describe_run(parent, describe_study(findings.status, mlflow.open_experiment(name)))
     return path
+
+
+def _fetch_others(store: Path, name: str) -> str:
+    """Fetch what other machines recorded; returns what was said against it: a report can do without."""
+    if read_services(store).tracking_uri is None:
+        return ""
+    try:
+        best = read_status(store, name).best
+        restore_runs(MlflowStore(store), name, drawn=[best.run_id] if best else [])
+    except StoreError as error:
+        return f"The report may lack what other machines recorded: {error}"
+    return ""
 
 
 def _warn_of_failure(findings: Findings, content: bytes) -> tuple[Path | None, str]:

@@ -21,6 +21,8 @@ from cityopt.search.study import load_stored_study
 from cityopt.search.trust import Point, Trust, judge_ranking
 from cityopt.store import find_store, run_folder
 from cityopt.tracking.curves import pick_epoch
+from cityopt.tracking.mlflow_restore import restore_runs
+from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import read_records, read_status
 
 FINALISTS = "cityopt:finalists"
@@ -113,6 +115,7 @@ def read_last_finalists(store: Path, name: str) -> Finalists:
     """Read the finalists of a study that were decided last. Raises StoreError, StudyError: there are none."""
     folder = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(folder), name)
+    restore_runs(MlflowStore(folder), name)
     found = find_decided(folder, study, config)
     if found is None:
         raise StudyError(

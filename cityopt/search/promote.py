@@ -42,6 +42,7 @@ from cityopt.store import find_store, open_store, run_folder
 from cityopt.study_file import PINS, complete_run
 from cityopt.tracking.mlflow_patience import PatientStore
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
+from cityopt.tracking.mlflow_restore import restore_runs
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import BEST, LAST, Status, read_status, write_dataset
 
@@ -107,6 +108,7 @@ def run_promotion(
         if config.promotion.stages:
             check_plan(plan, observer)
         mlflow = PatientStore(folder, on_wait=observer.say)
+        restore_runs(mlflow, name)
         winner, finalists = best, None
         if needs_finalists(study, config, observer):
             for trial in choose_trials(describe_trials(study, live=False), config, config.promotion.finalists):

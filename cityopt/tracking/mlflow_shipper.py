@@ -24,6 +24,7 @@ from cityopt.errors import StoreError
 from cityopt.store import run_folder
 from cityopt.tracking.deferred_run import follow_link, list_unmade, make_deferred
 from cityopt.tracking.mlflow_store import DESCRIPTION, MlflowStore, RefusedError, RunEnd
+from cityopt.tracking.record import RECORD, pack_record
 from cityopt.tracking.run_folder import ARTIFACTS, BEST, DATASET, LOG, NOTE, PARAMS, read_json, read_records, write_json
 
 ENDING, SHIPPED = "ending.json", "shipped.json"
@@ -229,6 +230,8 @@ class Shipper:
         files = {path.relative_to(run.folder / ARTIFACTS).as_posix(): path for path in _list_artifacts(run.folder)}
         if ending:
             files |= {LOG: run.folder / LOG, CHECKPOINT: run.folder / BEST}
+            if not self._store.is_embedded:
+                files[RECORD] = pack_record(run.folder)
         self._ship_files(run, mlflow_id, files)
         if ending:
             self._store.finish_run(mlflow_id, ending["status"], end_ms=ending["end_ms"])
