@@ -62,10 +62,10 @@ def executor(ray_nodes: RayNodes, store: Path, host: str):
         yield executor
 
 
-def open_executor(nodes: RayNodes, store: Path, workers: int = 1):
-    cluster = find_cluster("ray", nodes.address, device="cpu", workers=workers, per_device=None)
+def open_executor(nodes: RayNodes, store: Path, threads: int = 1):
+    cluster = find_cluster("ray", nodes.address, device="cpu", workers=1, per_device=None)
     assert cluster is not None
-    return cluster.open_executor(store, load_study(str(TINY)), threads=1)
+    return cluster.open_executor(store, load_study(str(TINY)), threads=threads)
 
 
 def test_ray_executor_trains_many_jobs_on_a_host_that_has_no_data(executor, make_job, host, ray_nodes, template_store):
@@ -139,9 +139,9 @@ def test_node_with_other_versions_is_refused_by_name(ray_nodes, store, host):
 
 def test_coordinator_hears_of_it_when_no_node_has_room(ray_nodes, store, monkeypatch):
     monkeypatch.setattr("cityopt.search.executors.ray._ROOM_S", 0.5)
-    with open_executor(ray_nodes, store) as executor:
-        seen = watch(executor, lambda event: isinstance(event, Noticed))
-        assert "room for a training: 1 CPUs (the cluster has 0)" in seen[-1].message
+    with open_executor(ray_nodes, store, threads=64) as executor:
+        told = watch(executor, lambda event: isinstance(event, Noticed))[-1]
+        assert isinstance(told, Noticed) and "room for a training: 64 CPUs (the cluster has " in told.message
 
 
 @pytest.mark.parametrize(

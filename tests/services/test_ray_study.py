@@ -106,12 +106,12 @@ def test_interrupted_sweep_goes_on_from_the_last_epoch_here(ray_nodes: RayNodes,
     store = tmp_path / "store"
     store.mkdir()
     ray_nodes.join("node-d", num_cpus=1, hidden=[store])
-    sweep = begin_sweep(store, "--executor", "ray", "--address", ray_nodes.address)
+    sweep = begin_sweep(store, "--trials", "1", "--executor", "ray", "--address", ray_nodes.address)
     read_until(sweep, "trial-0000 epoch 2")
     sweep.send_signal(2)
     output = sweep.communicate(timeout=PATIENCE_S)[0]
     assert sweep.returncode == 130 and "nothing is lost" in output, output
     assert not list((ray_nodes.cache_of("node-d") / "slots").iterdir())
-    here = finish(begin_sweep(store))
+    here = finish(begin_sweep(store, "--trials", "1"))
     assert "trial-0000 epoch 1" not in here and "trial-0000 complete" in here
     assert all(state == "complete" for _, state, *_ in list_scores(store))
