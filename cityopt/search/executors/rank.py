@@ -5,6 +5,7 @@ worker. The leader's go on to the coordinator; any rank tells of its failure, an
 leave, those that wait for it would fail too, for no reason of their own.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -14,12 +15,15 @@ import threading
 from multiprocessing.connection import Connection
 
 from cityopt.runtime import die_with_parent
+from cityopt.search.executors.base import TRACEBACK_SIGNAL
 from cityopt.search.executors.worker import Session
 
 
 def main() -> None:
     """Train one run; return when it is complete or stopped, never when it failed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable(2)
+    faulthandler.register(TRACEBACK_SIGNAL, 2)
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     door = socket.socket(socket.AF_UNIX)

@@ -5,10 +5,12 @@ times `rank.py`. All of them end with the worker: each has the one above it as p
 
 How the training ends is what its ranks tell: `complete` or `stopped` by the leader, or the first failure of any rank. A
 rank that dies makes others fail, who may be heard first: a reason that is known (`nan`, `oom`, `disk` …) comes before
-the death of a rank, which is `lost` and so tried again, and that before a `crash`.
+the death of a rank, which is `lost` and so tried again, and that before a `crash`. A worker that is asked where
+it is, since nothing was heard of it, asks its ranks: it is they who hang.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -23,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from cityopt.runtime import die_with_parent
-from cityopt.search.executors.base import Answer
+from cityopt.search.executors.base import TRACEBACK_SIGNAL, Answer
 
 _GRACE_S = 1.0
 """How long a failure waits for a better reason from another rank."""
@@ -44,6 +46,7 @@ class Team:
         self._ends: list[socket.socket] = []
         self._ranks: dict[Connection[Any, Any], int] = {}
         self._done: set[int] = set()
+        self._pids: set[int] = set()
 
     def __enter__(self) -> Self:
         """Open the socket and start the processes."""
@@ -55,10 +58,15 @@ class Team:
         self._process = subprocess.Popen(
             [*self._command, str(path)], stdin=subprocess.DEVNULL, env=_build_environment(self._threads)
         )
+        faulthandler.unregister(TRACEBACK_SIGNAL)
+        self._handler = signal.signal(TRACEBACK_SIGNAL, self._ask_for_tracebacks)
         return self
 
     def __exit__(self, *_: object) -> None:
         """End what still runs, and wait until its memory and devices are free."""
+        signal.signal(TRACEBACK_SIGNAL, self._handler)
+        if faulthandler.is_enabled():
+            faulthandler.register(TRACEBACK_SIGNAL, 2)
         if len(self._done) == self._num_ranks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_PARTING_S)
@@ -115,6 +123,7 @@ class Team:
         kind = message.pop("type")
         if kind == "ready":
             self._ranks[pipe] = int(message["rank"])
+            self._pids.add(int(message["pid"]))
         elif kind == "progress":
             on_progress(message["progress"])
         elif kind == "epoch":
@@ -122,6 +131,11 @@ class Team:
         else:
             return self._take_ending(self._ranks[pipe], {k: v for k, v in message.items() if k != "run_id"})
         return []
+
+    def _ask_for_tracebacks(self, *_: object) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, TRACEBACK_SIGNAL)
 
     def _take_ending(self, rank: int, ending: Ending) -> list[Ending]:
         if ending["outcome"] == "failed":

@@ -59,7 +59,7 @@ class Session:
 
     def serve_one(self, rank: int) -> dict[str, Any]:
         """Train one run as a rank of its team, and return how it ended."""
-        self._send({"type": "ready", "rank": rank})
+        self._send({"type": "ready", "rank": rank, "pid": os.getpid()})
         threading.Thread(target=self._read, daemon=True).start()
         return self._run(self._jobs.get())
 

@@ -6,6 +6,7 @@ Stands for torchrun and its ranks; each is a child of this process, which ends w
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +18,7 @@ class Rank:
         door = socket.socket(socket.AF_UNIX)
         door.connect(path)
         self.pipe = Connection(door.detach())
-        self.say("ready", rank=rank)
+        self.say("ready", rank=rank, pid=os.getpid())
         self.job = self.hear()
 
     def say(self, kind: str, **content: object) -> None:
@@ -77,6 +78,13 @@ def one_dies_when_it_is_done(rank: int, me: Rank) -> None:
     if rank == 0:
         time.sleep(0.2)
     complete(rank, me)
+
+
+def both_hang(rank: int, me: Rank) -> None:
+    """As real ranks write where they are; only the last to be asked tells of it."""
+    signal.signal(signal.SIGUSR1, lambda *_: me.fail("oom") if rank == 1 else None)
+    me.say("progress", progress={"phase": "train"})
+    me.wait()
 
 
 def main(story: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cityopt.search.executors.base import TRACEBACK_SIGNAL
 from cityopt.search.executors.team import Team
 
 SCRIPT = Path(__file__).with_name("scripted_team.py")
@@ -57,15 +59,36 @@ def test_team_ends_at_once_for_the_reason_that_tells_most_when_a_rank_fails(stor
     assert time.monotonic() - begin < 20  # the ranks themselves would wait for ever
 
 
-def test_rank_ends_when_its_worker_is_gone(tmp_path):
+def test_ranks_are_asked_where_they_are_when_the_worker_is():
+    class Asking(Worker):
+        """Is asked when both ranks have begun to hang."""
+
+        def __init__(self):
+            super().__init__()
+            self.progress = self
+
+        def append(self, _):
+            self.num_heard = getattr(self, "num_heard", 0) + 1
+            if self.num_heard == 2:
+                os.kill(os.getpid(), TRACEBACK_SIGNAL)
+
+    before = signal.getsignal(TRACEBACK_SIGNAL)
+    assert play("both_hang", Asking()) == {"outcome": "failed", "reason": "oom", "message": "it was oom (rank 1 of 2)"}
+    assert signal.getsignal(TRACEBACK_SIGNAL) == before
+
+
+def test_rank_says_where_it_is_and_ends_when_its_worker_is_gone(tmp_path):
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         door.listen(1)
         command = [sys.executable, "-m", "cityopt.search.executors.rank", path]
-        rank = subprocess.Popen(command, env={**os.environ, "RANK": "1"})
+        rank = subprocess.Popen(command, env={**os.environ, "RANK": "1"}, stderr=subprocess.PIPE, text=True)
         pipe = Connection(door.accept()[0].detach())
-        assert json.loads(pipe.recv_bytes()) == {"type": "ready", "rank": 1}
+        assert json.loads(pipe.recv_bytes()) == {"type": "ready", "rank": 1, "pid": rank.pid}
         assert rank.poll() is None
+        rank.send_signal(TRACEBACK_SIGNAL)
+        assert rank.stderr is not None and "most recent call first" in rank.stderr.readline()
         pipe.close()
-        assert rank.wait(60) == 3
+        rank.communicate(timeout=60)
+        assert rank.returncode == 3
