@@ -108,7 +108,8 @@ def test_nothing_is_reported_of_a_run_that_was_abandoned(plan, job):
     slot.start()
     slot.receive(job.token, [Piece("last.pt", b"")])
     slot.submit(job)
-    report(slot, inbox, EpochDone)
+    while not slot.next_report(5.0).pieces:  # the epoch's event is held back until the last piece is taken
+        pass
     slot.abandon("run")
     again = replace(job, run_id="next", token="next")
     slot.receive(again.token, [Piece("last.pt", b"")])
