@@ -8,6 +8,7 @@ from cityopt.report.document import write_document
 from cityopt.report.evidence import write_evidence
 from cityopt.report.findings import Findings
 from cityopt.report.markup import Markup, join, tag
+from cityopt.report.memory_edge import write_memory_edge
 from cityopt.report.origin import write_anchors, write_command, write_dataset, write_environment
 from cityopt.report.pictures import write_pictures
 from cityopt.report.quality import write_class_scores, write_promotion, write_size_scores
@@ -60,7 +61,10 @@ def _write_folds(findings: Findings) -> Markup | None:
 
 
 def _write_time(findings: Findings) -> Markup:
-    return join([write_device_time(findings), tag("h3", "Failures by reason"), write_failures(findings)])
+    parts = [write_device_time(findings), tag("h3", "Failures by reason"), write_failures(findings)]
+    if edge := write_memory_edge(findings):
+        parts += [tag("h3", "Where memory ended"), edge]
+    return join(parts)
 
 
 def _write_quality(findings: Findings) -> Markup:

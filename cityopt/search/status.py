@@ -46,6 +46,8 @@ class TrialStatus:
     """Whether another trial tries the settings of this one again."""
     accumulation: int | None = None
     """Micro-batches per step that it went on with after memory ran out, instead of what its settings say."""
+    oom_peak_gib: float | None = None
+    """What it needed when memory ran out, where that is known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a trial of `cityopt status --json`."""
@@ -193,4 +195,5 @@ def _describe(trial: FrozenTrial, live: bool, maximize: bool, is_retried: bool) 
         trial.user_attrs.get(RETRY_OF),
         is_retried,
         trial.user_attrs.get(OUT_OF_MEMORY, {}).get("accumulation"),
+        trial.user_attrs.get(OUT_OF_MEMORY, {}).get("peak_gib"),
     )
