@@ -86,7 +86,7 @@ def test_leaderboard_shows_every_trial_in_order_with_its_numbers(promoted):
 
 
 def test_device_time_is_summed_by_outcome(promoted):
-    _, *rows = promoted[1].sections["outcomes"].rows
+    _, *rows = promoted[1].sections["outcomes"].rows[:4]  # below them stands where memory ended
     total = sum(len(fate.curve) for fate in MIXED)
     for state, row in zip(("complete", "pruned", "failed"), rows, strict=True):
         epochs = [len(fate.curve) for fate in MIXED if fate.state == state]
