@@ -28,6 +28,14 @@ def test_ways_are_as_good_as_they_rank_the_means_on_all_images(ranks):
     assert ranks.summarize(scores, "minimize")["spearman"]["stratified"]["mean"] == pytest.approx(0.9)
 
 
+def test_lead_is_certain_when_one_way_ranks_right_and_the_other_wrong(ranks):
+    truth = [float(number) for number in range(12)]
+    low, high = ranks.resample_lead([truth, truth], [truth[::-1], truth[::-1]], truth)
+    assert low == pytest.approx(2.0) and high == pytest.approx(2.0)
+    low, high = ranks.resample_lead([truth], [truth], truth)
+    assert (low, high) == (0.0, 0.0)
+
+
 def test_stratified_subsets_show_every_class_and_stay_inside(ranks):
     plain = FrameFacts("", "train", "a", (8, 8), (0, 0, 9, 0, 0, 0, 0, 0), 0, 1, "0")
     facts = [replace(plain, name=f"a_{number:02d}") for number in range(20)]
