@@ -7,6 +7,7 @@ but import torch and report; Ray Tune draws at random; plain `study.optimize` lo
 Start-up is left out on all sides: each has run some trials before its clock starts.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,8 @@ def time_optimize(folder: Path, num_trials: int) -> float:
 
 def time_ray_tune(folder: Path, num_trials: int) -> float:
     """Return trials a second of Ray Tune, several at once on one machine, after some that do not count."""
+    # Or else Ray, started below `uv run`, starts each worker with `uv run` too, and waits for ever without a network.
+    os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
     from ray import tune
 
