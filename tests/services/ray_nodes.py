@@ -79,6 +79,7 @@ class RayNodes:
             "--block",
         ]
         environment = {**os.environ, "XDG_CACHE_HOME": str(self._place / host), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["RAY_AUTH_MODE"] = "disabled"  # or else a head asks for the token of whoever has one at home
         log = self._place / f"{host}.log"
         with log.open("wb") as file:
             command = [*isolated, sys.executable, "-m", "ray.scripts.scripts", "start", *options, *resources]

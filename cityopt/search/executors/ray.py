@@ -39,7 +39,10 @@ _ROOM_S = 15.0
 """Seconds without any slot after which that is worth a word."""
 _CLOSING_S = 5.0
 _MAX_EARLY_DEATHS = 3
-_HINT = "Start one with `ray start --head`, let others join with `ray start --address HOST:PORT`, and sweep on a node."
+_HINT = (
+    "Start one with `ray start --head`, let others join with `ray start --address HOST:PORT`, and sweep on a node; "
+    "with RAY_AUTH_MODE=token on all of them, or on none."
+)
 
 
 class RayCluster:
@@ -314,8 +317,8 @@ def connect(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"the Ray cluster at {address} cannot be used: {error} {_HINT}") from error
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"the Ray cluster at {address} cannot be used: {str(error).rstrip('.')}. {_HINT}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there
