@@ -15,7 +15,7 @@ from cityopt.config import RunConfig, StudyConfig
 from cityopt.errors import ConfigError
 from cityopt.promotion import PromotionConfig
 from cityopt.search_config import PrunerConfig, SearchConfig
-from cityopt.settings import STUDY_NAME, name_nearest, replace_settings, set_in_tree, validate
+from cityopt.settings import STUDY_NAME, name_nearest, replace_section, replace_settings, set_in_tree, validate
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,9 +55,26 @@ def load_study(
     return validate(StudyConfig, tree, origin=f"{path} and the command line" if changes else str(path))
 
 
+def change_study(
+    config: StudyConfig,
+    *,
+    settings: Iterable[str] = (),
+    name: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> StudyConfig:
+    """Return a study of the store with other settings; see `load_study`. Raises ConfigError."""
+    changed = replace_settings(config, {**dict(map(parse_setting, settings)), **(extra or {})})
+    return changed if name is None else replace_section(changed, name=name)
+
+
+def has_yaml(source: str) -> bool:
+    """Say whether `--study` means a YAML: a path, or a name in `sweeps/`."""
+    return _is_path(source) or (sweeps_folder() / f"{source}.yaml").is_file()
+
+
 def find_study(source: str) -> Path:
     """Return the YAML that `--study` means: a path as it is, a name from `sweeps/`."""
-    if source.endswith((".yaml", ".yml")) or "/" in source:
+    if _is_path(source):
         path = Path(source)
         if not path.is_file():
             raise ConfigError(f"`--study` must be a name or a YAML that exists, but there is no file {path}.")
@@ -77,7 +94,7 @@ def name_study(source: str, name: str | None = None) -> str:
 
     Raises ConfigError: no study can have this name.
     """
-    if name is None and (source.endswith((".yaml", ".yml")) or "/" in source):
+    if name is None and _is_path(source):
         return load_study(source).name
     found = source if name is None else name
     if not re.fullmatch(STUDY_NAME, found):
@@ -90,6 +107,10 @@ def sweeps_folder() -> Path:
     package = Path(__file__).parent
     inside = package / "sweeps"
     return inside if inside.is_dir() else package.parent / "sweeps"
+
+
+def _is_path(source: str) -> bool:
+    return source.endswith((".yaml", ".yml")) or "/" in source
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -53,12 +53,25 @@ STORE = Path("mlruns")
 
 
 def load(
-    study: str, settings: list[str] | None, name: str | None, seed: int | None, extra: dict[str, Any]
+    study: str,
+    settings: list[str] | None,
+    name: str | None,
+    seed: int | None,
+    extra: dict[str, Any],
+    store: Path | None = None,
 ) -> "StudyConfig":
-    """Return a study from its YAML and the command's options. Raises ConfigError."""
-    from cityopt.study_file import load_study
+    """Return a study from its YAML, else from a store that keeps one of this name, and the command's options.
+
+    Raises ConfigError: there is neither, or an impossible setting.
+    """
+    from cityopt.study_file import change_study, has_yaml, load_study
 
     options = {key: value for key, value in {"seed": seed, **extra}.items() if value is not None}
+    if store is not None and not has_yaml(study):
+        from cityopt.search.study import recall_config
+
+        if stored := recall_config(store, study):
+            return change_study(stored, settings=settings or (), name=name, extra=options)
     return load_study(study, settings=settings or (), name=name, extra=options)
 
 

@@ -63,8 +63,8 @@ def sweep(
     from cityopt.search.sweep import run_sweep
 
     limits = {"search.trials": trials, "search.max_hours": max_hours, "search.max_device_hours": max_device_hours}
-    config = load(study, settings, name, seed, limits)
     place = join(store, storage, tracking_uri)
+    config = load(study, settings, name, seed, limits, place)
     console = open_console()
     with open_observer(console) as observer:
         summary = run_sweep(
@@ -108,8 +108,8 @@ def plan(
     from cityopt.report.terminal import open_observer
     from cityopt.search.measurement import run_plan
 
-    config = load(study, settings, name, seed, {"search.trials": trials})
     place = join(store, storage, tracking_uri)
+    config = load(study, settings, name, seed, {"search.trials": trials}, place)
     console = open_console(quiet=as_json)
     with open_observer(console) as observer:
         found = run_plan(

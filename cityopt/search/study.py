@@ -24,10 +24,10 @@ from cityopt.runtime import count_cores
 from cityopt.search.facts import StudyFacts
 from cityopt.search.pruning import build_pruner
 from cityopt.search.sampling import build_sampler
-from cityopt.search.storage import hold_lock
+from cityopt.search.storage import hold_lock, open_storage
 from cityopt.services import hide_password, read_services
 from cityopt.settings import validate
-from cityopt.store import describe_option
+from cityopt.store import describe_option, find_store
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = (
@@ -106,6 +106,19 @@ def load_stored_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Stu
     config = validate(StudyConfig, _complete(attributes[_SETTINGS]), origin=f"study {name}")
     _equip(study, config)
     return study, config, StudyFacts(**attributes[_FACTS])
+
+
+def recall_config(store: Path, name: str) -> StudyConfig | None:
+    """Return the settings that a store keeps of a study, None where it knows none of this name; nothing is made.
+
+    Raises StoreError: the study was never begun whole, or its database cannot be opened.
+    """
+    try:
+        folder = find_store(store, name)
+    except StoreError:
+        return None
+    storage = open_storage(folder)
+    return load_stored_study(storage, name)[1] if name in optuna.get_all_study_names(storage) else None
 
 
 def describe_differences(

@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 from small_studies import DECAY, DEPTH, FACTS, FLAT, RATE, make_config
 
-from cityopt.errors import StoreError, StudyError
+from cityopt.commands.options import load
+from cityopt.errors import ConfigError, StoreError, StudyError
 from cityopt.runtime import count_cores
 from cityopt.search.storage import open_storage
 from cityopt.search.study import describe_differences, find_threads, is_swept, load_stored_study, lock_study, open_study
@@ -43,6 +44,20 @@ def test_study_goes_on_when_what_differs_changes_no_score(begun, key):
     study, facts = open_study(open_storage(begun), config, replace(FACTS, root="/moved"))
     assert study.study_name == "small" and facts == replace(FACTS, root="/moved")
     assert load_stored_study(open_storage(begun), "small")[1] == config  # the latest settings are kept
+
+
+def test_study_without_yaml_goes_on_with_the_settings_that_its_store_keeps(tmp_path):
+    begun = make_config(name="begun-with-name")
+    open_study(open_storage(tmp_path), begun, FACTS)
+    assert load("begun-with-name", None, None, None, {}, tmp_path) == begun
+    changed = load("begun-with-name", ["training.epochs=9"], "other", 7, {"search.trials": 30}, tmp_path)
+    assert (changed.training.epochs, changed.name, changed.seed, changed.search.trials) == (9, "other", 7, 30)
+    assert load("demo", None, None, None, {}, tmp_path).name == "demo"
+    with pytest.raises(ConfigError, match="there is no study 'never-begun'"):
+        load("never-begun", None, None, None, {}, tmp_path)
+    with pytest.raises(ConfigError, match="there is no study 'begun-with-name'"):
+        load("begun-with-name", None, None, None, {}, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize(("weights", "refused"), [("coco", True), ("imagenet", False), ("none", False)])
