@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cityopt.commands import datasets, models, studies
+from cityopt.commands import datasets, models, studies, sweeps
 from cityopt.errors import CityoptError
 
 app = typer.Typer(
@@ -19,8 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
-    studies.plan,
-    studies.sweep,
+    sweeps.plan,
+    sweeps.sweep,
+    sweeps.worker,
     studies.promote,
     studies.trust,
     studies.crossval,

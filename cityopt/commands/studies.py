@@ -1,4 +1,4 @@
-"""Verbs about a study: search, promote, cross-validate, look."""
+"""Verbs about a study that was searched: promote, cross-validate, look, stop, try again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,8 @@ import typer
 
 from cityopt.commands.options import (
     STORE,
-    AddressOption,
     DataOption,
     DeviceOption,
-    ExecutorOption,
     JsonOption,
     NameOption,
     PerDeviceOption,
@@ -26,102 +24,6 @@ from cityopt.commands.options import (
     open_console,
     show,
 )
-
-
-def sweep(
-    study: StudyOption,
-    data: DataOption = None,
-    store: StoreOption = STORE,
-    storage: StorageOption = None,
-    tracking_uri: TrackingOption = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials in all, earlier ones counted.")] = None,
-    settings: SetOption = None,
-    name: NameOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    workers_per_device: PerDeviceOption = None,
-    executor: ExecutorOption = "local",
-    address: AddressOption = None,
-    max_hours: Annotated[
-        float | None,
-        typer.Option("--max-hours", help="Hours of this call: no trial begins that would not end in time."),
-    ] = None,
-    max_device_hours: Annotated[
-        float | None, typer.Option("--max-device-hours", help="Hours that all trials may train, added up.")
-    ] = None,
-) -> None:
-    """Search a study's settings, or go on where the last sweep stopped.
-
-    Example: cityopt sweep --study demo --trials 8
-    """
-    from cityopt.report.data_report import build_data_report
-    from cityopt.report.publish import publish_report
-    from cityopt.report.tables import print_leaderboard
-    from cityopt.report.terminal import open_observer
-    from cityopt.search.status import read_status
-    from cityopt.search.sweep import run_sweep
-
-    limits = {"search.trials": trials, "search.max_hours": max_hours, "search.max_device_hours": max_device_hours}
-    place = join(store, storage, tracking_uri)
-    config = load(study, settings, name, seed, limits, place)
-    console = open_console()
-    with open_observer(console) as observer:
-        summary = run_sweep(
-            config,
-            store=place,
-            data=data,
-            device=device,
-            observer=observer,
-            workers=workers,
-            per_device=workers_per_device,
-            executor=executor,
-            address=address,
-            describe=build_data_report,
-        )
-    print_leaderboard(console, read_status(summary.store, config.name))
-    lines = [publish_report(summary.store, config.name), summary.advice]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
-    raise SystemExit(summary.exit_code)
-
-
-def plan(
-    study: StudyOption,
-    data: DataOption = None,
-    store: StoreOption = STORE,
-    storage: StorageOption = None,
-    tracking_uri: TrackingOption = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the sweep.")] = None,
-    settings: SetOption = None,
-    name: NameOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    workers_per_device: PerDeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure what a sweep will cost in time, memory and disk, before it is begun.
-
-    Example: cityopt plan --study maskrcnn --trials 40
-    """
-    from cityopt.report.tables import print_forecast
-    from cityopt.report.terminal import open_observer
-    from cityopt.search.measurement import run_plan
-
-    place = join(store, storage, tracking_uri)
-    config = load(study, settings, name, seed, {"search.trials": trials}, place)
-    console = open_console(quiet=as_json)
-    with open_observer(console) as observer:
-        found = run_plan(
-            config,
-            store=place,
-            data=data,
-            device=device,
-            observer=observer,
-            workers=workers,
-            per_device=workers_per_device,
-        )
-    show(as_json, found.to_json(), lambda: print_forecast(console, found))
 
 
 def promote(

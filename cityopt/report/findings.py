@@ -22,7 +22,8 @@ from cityopt.search.finalist_result import Finalists, find_decided
 from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import StudyStatus, TrialStatus, build_status
 from cityopt.search.storage import open_storage
-from cityopt.search.study import is_swept, load_stored_study
+from cityopt.search.study import load_stored_study
+from cityopt.search.study_lock import is_swept
 from cityopt.store import find_store, run_folder
 from cityopt.tracking.curves import merge_metrics, pick_epoch, sum_seconds
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status

@@ -34,6 +34,8 @@ class BulkStorage(RDBStorage):
         if states is not None or trial_id_greater_than > -1:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
         with self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # others write meanwhile: all tables as of one moment
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             return read_trials(connection, study_id)
 
 

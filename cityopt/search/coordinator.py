@@ -1,24 +1,30 @@
-"""The coordinator: ask, dispatch, report, prune, tell, for one study that it alone writes.
+"""The coordinator: ask, dispatch, report, prune, tell, for the trials of one study that it owns.
+
+On SQLite it owns them all, on PostgreSQL those that it has leases for (`ownership.py`).
 
 The order of writes makes a kill at any moment harmless. A trial's MLflow run exists before its folder; its
 metrics are on disk before Optuna hears of them; its end is in the folder (`status.json`) before Optuna is
 told, and Optuna is told before MLflow shows it. What the next start finds half done, it finishes.
 """
 
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder
 from cityopt.dimension import Scalar
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, WeightsError
+from cityopt.search.agenda import Agenda
 from cityopt.search.attempts import MAX_STALLED, forgive_attempt, may_try
 from cityopt.search.executors.base import (
     NEVER_BEGAN,
@@ -34,34 +40,39 @@ from cityopt.search.executors.base import (
 from cityopt.search.facts import StudyFacts
 from cityopt.search.failures import FailureStreak
 from cityopt.search.interrupts import Interrupt
+from cityopt.search.ledger import AWAY, Ledger
 from cityopt.search.micro_batches import apply_retry, plan_retry
 from cityopt.search.observer import Observer, Standing
+from cityopt.search.ownership import LeaseLostError, Ownership, SoleOwner
 from cityopt.search.pretrained import check_searched_weights
 from cityopt.search.pruning import RungPruner
-from cityopt.search.reconciliation import reconcile
-from cityopt.search.requests import Request, RequestBox
+from cityopt.search.reconciliation import end_stragglers, reconcile
+from cityopt.search.requests import Request, open_requests
 from cityopt.search.retries import enqueue_failed
 from cityopt.search.scorekeeping import Scorekeeper
 from cityopt.search.space import build_trial_config, sample_settings
-from cityopt.search.status import RETRY_OF, RUN_ID
+from cityopt.search.status import RUN_ID
 from cityopt.search.storage import name_cause
-from cityopt.search.tags import describe_data, describe_run
+from cityopt.search.trial_run import TrialRuns
+from cityopt.services import name_storage
 from cityopt.store import run_folder
 from cityopt.tracking.curves import sum_seconds
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import (
     FULL,
-    RunFolder,
     Status,
+    Tracker,
+    read_attempt,
     read_records,
     tolerating_full_disk,
-    write_dataset,
 )
 
 STOPS_STUDY: dict[str, type[CityoptError]] = {"data": DataError, "config": ConfigError}
 """Reasons that would fail every trial."""
 
+_PARTING_S = 10.0
+"""How long MLflow may take to hear what is left, before others go on with it."""
 _KEPT = "The study stops and keeps its trial: once that is mended, the same command goes on."
 
 
@@ -73,7 +84,9 @@ class RunningTrial:
     run_id: str
     config: RunConfig
     reported: dict[int, float]
-    """The values that Optuna has heard of, by epoch."""
+    """The values that Optuna has heard of, by epoch, or hears of when its database is back."""
+    token: str = ""
+    """That of the attempt."""
 
 
 class Coordinator:
@@ -91,7 +104,8 @@ class Coordinator:
         mlflow: MlflowStore,
         shipper: Shipper,
         observer: Observer,
-        parent: RunFolder,
+        parent: Tracker,
+        ownership: Ownership | None = None,
     ) -> None:
         self.store, self.study, self.config, self.facts, self.device = store, study, config, facts, device
         self.executor, self.mlflow, self.shipper, self.observer = executor, mlflow, shipper, observer
@@ -100,11 +114,16 @@ class Coordinator:
             store, study, config, mlflow=mlflow, shipper=shipper, observer=observer, parent=parent
         )
         self.budget = self.keeper.budget
-        self.requests = RequestBox(store, config.name)
+        self.ownership = ownership or SoleOwner()
+        self.ledger = Ledger(self.ownership, observer.say)
+        self.requests = open_requests(store, study, self.ownership)
+        self._runs = TrialRuns(mlflow, shipper, config.name, facts, self.ownership)
         self._streak = FailureStreak(config.search.max_failures)
         self._running: dict[str, RunningTrial] = {}
-        self._adopted: list[optuna.Trial] = []
-        self._found_running: set[int] = set()
+        self.agenda = Agenda(self.keeper, executor, self.ownership)
+        self._postponed: list[JobEnded] = []
+        """Ends that cannot be understood before the studies' database is back."""
+        self._next_survey = 0.0
 
     @property
     def standing(self) -> Standing:
@@ -115,57 +134,81 @@ class Coordinator:
         """Finish what an earlier coordinator left, then run trials to the end.
 
         Raises DataError or ConfigError when a trial failed for a reason that would fail every other, StudyError when
-        too many failed in a row, StoreError when the disk is full.
+        too many failed in a row, StoreError when the disk is full or the studies' database is away for too long.
         """
         try:
             with self.interrupt:
-                self._adopted = reconcile(self.keeper, self.executor)
-                self._found_running = {trial.number for trial in self._adopted}
+                self.agenda.waiting = reconcile(self.keeper, self.executor, self.ownership)
                 self.observer.begin_study(self.standing)
-                self.requests.obey(self._obey)
+                self.ledger.ask(lambda: self.requests.obey(self._obey), False)
                 while not self._is_over() and self._has_work():
                     for event in self.executor.poll(0.2):
                         self._handle(event)
-                    self.requests.obey(self._obey)
-            self.keeper.describe_study(is_last=True)
+                    self._look_around()
+            self.ledger.ask(self._close, None)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             raise StoreError(f"{self.store}: {error.strerror}. {_KEPT}") from error
         except StorageInternalError as error:
-            raise StoreError(f"{self.store / 'optuna.db'} cannot be written: {name_cause(error)}. {_KEPT}") from error
+            raise StoreError(f"{name_storage(self.store)} cannot be written: {name_cause(error)}. {_KEPT}") from error
         finally:
-            with tolerating_full_disk(), suppress(StorageInternalError):  # the next start does without these notes
+            with tolerating_full_disk(), suppress(*AWAY, LeaseLostError):  # the next start does without these notes
                 self._leave_running()
+
+    def _look_around(self) -> None:
+        """Catch up with the studies' database, with what others ask for, and with other coordinators."""
+        self.ledger.catch_up()
+        if self._postponed and not self.ledger.is_away:
+            self._handle(self._postponed.pop(0))
+        self._drop_lost()
+        if self.ledger.is_away:
+            return
+        self.ledger.ask(lambda: self.requests.obey(self._obey), False)
+        if time.monotonic() >= self._next_survey:
+            self._next_survey = time.monotonic() + self.ownership.look_interval_s
+            self.ledger.ask(self._survey, None)
+
+    def _survey(self) -> None:
+        self.agenda.survey(self._in_hand)
+        self._count()
+
+    def _close(self) -> None:
+        """Leave the study as it is to be seen, if no other coordinator goes on with it."""
+        if self.ownership.is_last():
+            self.shipper.drain(_PARTING_S)
+            own = self._in_hand | {trial.number for trial in self.agenda.waiting}
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            open_runs = self.mlflow.list_running(self.config.name)
+            end_stragglers(self.keeper, open_runs, going_on=[t for t in running if t.number in own])
+        self.keeper.describe_study(is_last=True)
 
     def _fill_slots(self) -> bool:
         """Start trials on free slots; say whether there is anything left to wait for, were it a slot."""
-        while self._adopted or self._num_begun < self.standing.trials:
+        while self.agenda.is_due and not self.ledger.is_away:
             if not self.executor.num_free:
-                return True
-            if self._adopted:
-                self._start(self._adopted.pop(0), resumed=True)
-            elif objection := self.budget.find_objection():
-                if not self._running:
-                    self.observer.say(f"No more trials: {objection}.")
+                if self.agenda.has_more(self._in_hand):
+                    return True
                 break
-            else:
-                self._start(self.study.ask(), resumed=False)
-        return bool(self._running)
+            found = self.ledger.ask(lambda: self.agenda.find_next(self._in_hand), None)
+            if found is None:
+                break
+            self.ledger.ask(partial(self._start_owned, *found), None)
+        return bool(self._running) or self.ledger.is_away or self.ledger.ask(self.agenda.watches_others, True)
 
     def _has_work(self) -> bool:
         """Fill the slots; where nothing is left, look whether somebody asked for more before the sweep ends."""
         if self._fill_slots():
             return True
-        has_more = self.requests.obey(self._obey, at_once=True)
+        has_more = self.ledger.ask(lambda: self.requests.obey(self._obey, at_once=True), True)
         return has_more and not self.interrupt.is_set and self._fill_slots()
 
     def _is_over(self) -> bool:
         """Say whether to leave what is running to the next sweep."""
         if self.budget.is_over and not self.interrupt.is_set:
-            if self._running or self._adopted:
+            if self._running or self.agenda.waiting:
                 self.observer.say("--max-hours are up: the trials at work go on with the next sweep.")
-            elif self._num_begun < self.standing.trials:
+            elif self.agenda.count_begun(self._in_hand) < self.standing.trials:
                 self.observer.say("--max-hours are up: no more trials.")
             return True
         return self.interrupt.is_set
@@ -181,8 +224,19 @@ class Coordinator:
             self.observer.say(f"Asked to try failed trials again ({request.reason}): {numbers or 'there are none'}.")
 
     @property
-    def _num_begun(self) -> int:
-        return self.standing.num_ended + len(self._running) + len(self._adopted)
+    def _in_hand(self) -> set[int]:
+        """Numbers of the trials that this coordinator is at."""
+        return {running.trial.number for running in self._running.values()} | self.ledger.waiting
+
+    def _start_owned(self, trial: optuna.Trial, resumed: bool) -> None:
+        try:
+            with self.ownership.writing(trial.number):
+                self._start(trial, resumed=resumed)
+        except LeaseLostError:
+            self.ledger.lose(trial.number)
+        except AWAY:
+            self.agenda.waiting.insert(0, trial)
+            raise
 
     def _start(self, trial: optuna.Trial, *, resumed: bool) -> None:
         settings = sample_settings(trial, self.config.search.space)
@@ -191,10 +245,11 @@ class Coordinator:
         except ConfigError as error:  # each setting is valid, but not all of them together
             status = Status("failed", "config", str(error))
             self.keeper.tell(trial, status)
+            self.ownership.release(trial.number)
             self._streak.take(trial.number, settings, status)
             return
         begun = RUN_ID in trial.user_attrs
-        run_id = self._open_run(trial, config, settings)
+        run_id = self._runs.open(trial, config, resumed=resumed)
         running = RunningTrial(trial, run_id, config, self.keeper.curves.setdefault(trial.number, {}))
         try:
             check_searched_weights(self.config, config.model)
@@ -206,10 +261,11 @@ class Coordinator:
             message = f"{MAX_STALLED} attempts ended without a finished epoch"
             self._end(running, Status("failed", "crash", message, seconds))
             return
+        running.token = uuid.uuid4().hex
         self._running[run_id] = running
         self.budget.start(trial.number, config.training.epochs)
         self.shipper.watch(run_id, self._folder(run_id))
-        self.executor.submit(Job(run_id, self._folder(run_id), uuid.uuid4().hex, config))
+        self.executor.submit(Job(run_id, self._folder(run_id), running.token, config))
         self._count()
         self.observer.begin_run(config.name, settings, resumed=resumed)
 
@@ -218,44 +274,30 @@ class Coordinator:
         config = build_trial_config(self.config, self.facts, number, settings, device=self.device, cache=cache)
         return apply_retry(trial, config)
 
-    def _open_run(self, trial: optuna.Trial, config: RunConfig, settings: Mapping[str, Scalar]) -> str:
-        """Return the trial's MLflow run, found again or made."""
-        known = trial.user_attrs.get(RUN_ID) or (
-            self.mlflow.find_run(self.config.name, config.name) if trial.number in self._found_running else None
-        )
-        if known:
-            run_id = str(known)
-            self.mlflow.reopen_run(run_id)
-        else:
-            tags = describe_data(self.facts) | describe_run(config) | {"cityopt.trial": trial.number}
-            if RETRY_OF in trial.user_attrs:
-                tags["cityopt.retry_of"] = trial.user_attrs[RETRY_OF]
-            run_id = self.mlflow.create_run(self.config.name, config.name, "trial", tags)
-        if RUN_ID not in trial.user_attrs:
-            write_dataset(self._folder(run_id), self.config.name, self.facts.subset_hash, self.facts.root)
-            trial.set_user_attr(RUN_ID, run_id)
-        return run_id
-
     def _handle(self, event: Event) -> None:
         if isinstance(event, WorkerReady):
             self.observer.say(f"worker ready on {event.device} with {self.facts.threads} threads")
-        elif isinstance(event, Noticed):
+            return
+        if isinstance(event, Noticed):
             self.observer.say(event.message)
-        elif isinstance(event, Progressed) and event.run_id in self._running:
-            self.observer.show_progress(self._running[event.run_id].config.name, event.progress)
-        elif isinstance(event, EpochDone) and event.run_id in self._running:
-            self._report(self._running[event.run_id], event)
-        elif isinstance(event, JobEnded) and event.run_id in self._running:
-            self._take_end(self._running.pop(event.run_id), event)
+            return
+        running = self._running.get(event.run_id)
+        if running is None:
+            return
+        if isinstance(event, Progressed):
+            self.observer.show_progress(running.config.name, event.progress)
+        elif isinstance(event, EpochDone):
+            self._report(running, event)
+        elif not self.ledger.ask(lambda: self._take_end(running, event), False):
+            self._postponed.append(event)
 
     def _report(self, running: RunningTrial, event: EpochDone) -> None:
         """Tell Optuna an epoch's value and answer the worker. An epoch that was told before is only judged again."""
         epochs = running.config.training.epochs
         self.budget.take_epoch(running.trial.number, event.metrics.get("system/epoch_s", 0.0))
         if event.epoch not in running.reported:
-            value = event.metrics[self.config.search.metric]
-            running.trial.report(value, event.epoch)
-            running.reported[event.epoch] = value
+            value = running.reported[event.epoch] = event.metrics[self.config.search.metric]
+            self.ledger.write(running.trial.number, lambda: running.trial.report(value, event.epoch))
         stop = event.epoch < epochs and self._is_pruned(running, event.epoch)
         self.executor.answer(event.run_id, "stop" if stop else "continue")
         self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)
@@ -264,27 +306,41 @@ class Coordinator:
         pruner = self.study.pruner
         if isinstance(pruner, RungPruner):
             return pruner.stops(running.trial.number, epoch, self.keeper.curves, maximize=self.keeper.maximize)
-        return running.trial.should_prune()
+        return not self.ledger.is_away and self.ledger.ask(running.trial.should_prune, False)
 
     def _end(self, running: RunningTrial, status: Status) -> None:
         """End a trial. Raises StudyError when too many failed in a row."""
-        self.keeper.end(running.trial, running.run_id, status)
-        self._streak.take(running.trial.number, running.trial.params, status)
+        number = running.trial.number
+        attempt = read_attempt(self._folder(running.run_id)) if running.token else None
+        if attempt is not None and attempt.token != running.token:  # another coordinator is at it, in the same store
+            self.ledger.lose(number)
+            return
+        status = self.keeper.write_down(running.run_id, status)
+        self.ledger.write(number, lambda: self._conclude(running, status))
+        self._streak.take(number, running.trial.params, status)
 
-    def _take_end(self, running: RunningTrial, event: JobEnded) -> None:
+    def _conclude(self, running: RunningTrial, status: Status) -> None:
+        self.keeper.conclude(running.trial, running.run_id, status)
+        self.ownership.release(running.trial.number)
+
+    def _take_end(self, running: RunningTrial, event: JobEnded) -> bool:
+        """Do what follows from the end of a job. True: it is done."""
+        size = self._plan_retry(running, event)
+        del self._running[running.run_id]
+        self.agenda.look_soon()
         if event.outcome == "lost" or event.reason == "oom":
             self.budget.leave(running.trial.number)
         if event.outcome == "lost":
             if event.reason == NEVER_BEGAN:
-                forgive_attempt(running.trial)
+                self.ledger.write(running.trial.number, lambda: forgive_attempt(running.trial))
             self.observer.say(f"{running.config.name}: {event.message}; it is tried again from its last epoch.")
-            self._adopted.insert(0, running.trial)
+            self.agenda.waiting.insert(0, running.trial)
         elif event.reason == "disk":  # says nothing about the trial, and would fail every other
             self._running[running.run_id] = running
             raise StoreError(f"{running.config.name}: {event.message} {_KEPT}")
-        elif event.reason == "oom" and (size := plan_retry(running.trial, running.config.training, event.peak_gib)):
+        elif size is not None:
             self.observer.say(f"{running.config.name}: {event.message}; it is tried again with {size} images at once.")
-            self._adopted.insert(0, running.trial)
+            self.agenda.waiting.insert(0, running.trial)
         elif event.outcome == "failed":
             seconds = sum_seconds(read_records(self._folder(running.run_id))[0])
             self._end(running, Status("failed", event.reason, event.message, seconds))
@@ -293,20 +349,51 @@ class Coordinator:
         else:
             outcome: Literal["complete", "pruned"] = "complete" if event.outcome == "complete" else "pruned"
             self._end(running, Status(outcome, seconds=float(event.result["seconds"])))
+        return True
+
+    def _plan_retry(self, running: RunningTrial, event: JobEnded) -> int | None:
+        """Return with how many images at once a run that ran out of memory is tried again, None for all others."""
+        if event.reason != "oom":
+            return None
+        try:
+            with self.ownership.writing(running.trial.number):
+                return plan_retry(running.trial, running.config.training, event.peak_gib)
+        except LeaseLostError:
+            self.ledger.lose(running.trial.number)
+            return None
+
+    def _drop_lost(self) -> None:
+        """Let go of trials that are another coordinator's: their workers end, and nothing is written about them."""
+        for number in self.ledger.take_lost():
+            self.observer.say(f"Trial {number} is another coordinator's: this one gave no sign of life for too long.")
+            self.agenda.drop(number)
+            for running in [running for running in self._running.values() if running.trial.number == number]:
+                del self._running[running.run_id]
+                self.executor.abandon(running.run_id)
+                self.shipper.forget(running.run_id)
+                self.budget.leave(number)
 
     def _leave_running(self) -> None:
         """Leave trials that are still running to the next start; in MLflow nothing stays RUNNING meanwhile."""
-        if self._running or self._adopted:
+        if self._running or self.agenda.waiting:
             self.executor.close()
         left = {running.run_id for running in self._running.values()}
-        left |= {str(trial.user_attrs[RUN_ID]) for trial in self._adopted if RUN_ID in trial.user_attrs}
+        left |= {str(trial.user_attrs[RUN_ID]) for trial in self.agenda.waiting if RUN_ID in trial.user_attrs}
         for run_id in left:
             self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
         for running in self._running.values():
-            forgive_attempt(running.trial)
+            with self.ownership.writing(running.trial.number):
+                forgive_attempt(running.trial)
+        self.ownership.hand_over(lambda: self._stop_shipping(left))
+
+    def _stop_shipping(self, run_ids: set[str]) -> None:
+        """Let MLflow have runs as they are before others go on with them."""
+        self.shipper.drain(_PARTING_S)
+        for run_id in run_ids:
+            self.shipper.forget(run_id)
 
     def _count(self) -> None:
-        self.standing.counts["running"] = len(self._running)
+        self.standing.counts["running"] = len(self._running) + len(self.agenda.elsewhere)
 
     def _folder(self, run_id: str) -> Path:
         return run_folder(self.store, run_id)

@@ -32,9 +32,10 @@ from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.final_model import FinalModel, build_final, read_final, train_final
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.single import SingleTraining
-from cityopt.search.study import lock_study
-from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
+from cityopt.search.study_lock import lock_study
+from cityopt.search.sweep import naming_interrupts, open_executor
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
 from cityopt.store import open_store, run_folder

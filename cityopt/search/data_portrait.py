@@ -16,7 +16,7 @@ from cityopt.data.statistics import DataStatistics, measure_dataset
 from cityopt.data.subset_quality import tabulate_subset
 from cityopt.errors import CityoptError
 from cityopt.search.observer import Observer
-from cityopt.tracking.run_folder import ARTIFACTS, RunFolder
+from cityopt.tracking.run_folder import ARTIFACTS, Tracker
 
 Describe = Callable[[DataStatistics, NamedAnchors], Mapping[str, bytes]]
 """Turns statistics into files by name; the last one says that all are there."""
@@ -35,7 +35,7 @@ class _StoppedError(Exception):
 
 @contextmanager
 def drawing_data(
-    parent: RunFolder,
+    parent: Tracker,
     root: Path,
     anchors: NamedAnchors,
     describe: Describe | None,
@@ -46,10 +46,11 @@ def drawing_data(
     """Measure and draw a dataset beside the block, as artifacts `data/…` of the parent run; yield what stops it.
 
     With the names of a `subset`, `data/subset.csv` has its objects by class and size beside those of all of train.
-    Does nothing if an earlier start did it. The end of the block waits for it; an exception, or a call of what is
-    yielded, stops it, and then the next start begins anew. What it cannot read or write is said, and harms nothing.
+    Does nothing if an earlier start did it, or another coordinator writes to the parent run. The end of the block waits
+    for it; an exception, or a call of what is yielded, stops it, and then the next start begins anew. What it cannot
+    read or write is said, and harms nothing.
     """
-    if describe is None or (parent.folder / ARTIFACTS / FOLDER / LAST_FILE).is_file():
+    if describe is None or parent.folder is None or (parent.folder / ARTIFACTS / FOLDER / LAST_FILE).is_file():
         yield lambda: None
         return
     stopped = threading.Event()
@@ -69,7 +70,7 @@ def drawing_data(
 
 
 def _draw_data(
-    parent: RunFolder,
+    parent: Tracker,
     root: Path,
     anchors: NamedAnchors,
     describe: Describe,

@@ -30,16 +30,17 @@ from cityopt.search.finalist_result import (
 )
 from cityopt.search.micro_batches import find_smaller
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.pretrained import fetch_weights
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import TrialStatus, describe_trials
-from cityopt.search.sweep import open_executor, open_parent
+from cityopt.search.sweep import open_executor
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section
 from cityopt.store import run_folder
 from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import RunFolder, Status, read_records, read_status, write_dataset
+from cityopt.tracking.run_folder import Status, Tracker, read_records, read_status, write_dataset
 from cityopt.training.dataset import open_set, survey_dataset
 
 _LEAVES_OTHERS = ("nan", "oom")
@@ -105,7 +106,7 @@ class FinalistTrainer:
         self.store, self.observer = training.store, training.observer
         self._entry: dict[str, Any] = {}
 
-    def train(self, parent: RunFolder) -> Finalists:
+    def train(self, parent: Tracker) -> Finalists:
         """Train what is not trained yet and decide, in steps that may each be repeated after a kill."""
         self.training.shipper.catch_up(self.config.name)
         self._open_entry()
@@ -249,11 +250,11 @@ class FinalistTrainer:
         ]
         return " ".join(dict.fromkeys(status.message for status in statuses if status and status.message))
 
-    def _publish(self, found: Finalists, parent: RunFolder) -> None:
+    def _publish(self, found: Finalists, parent: Tracker) -> None:
         """Put what came out on the study's parent run."""
         parent.write_artifact("finalists.json", json.dumps(found.to_json(), indent=1))
         parent.log_metrics(name_metrics(found), step=int(found.name.rpartition("-")[2]))
-        self.mlflow.log(parent.folder.name, tags=describe_finalists(found))
+        self.mlflow.log(self.mlflow.open_parent(self.config.name), tags=describe_finalists(found))
 
 
 def _cut(run: RunConfig, place: Mapping[str, Any]) -> RunConfig:

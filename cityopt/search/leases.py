@@ -1,15 +1,17 @@
 """Leases: who works on what in a study that several coordinators share, as a table in the study's database.
 
-    cityopt_leases    study_id, subject, owner, token, begun_at, expires_at
+    cityopt_leases    study_id, subject, owner, place, token, begun_at, expires_at
 
 A subject is a trial (`trial-7`), the study's own run (`parent`), or the presence of a coordinator. The holder, who has
-the token, renews all its leases at once; whoever finds one expired may claim it. All times are of the database's clock,
+the token, renews all its leases at once; whoever finds one expired may claim it, and at once that of a process that
+was on the same machine and is gone. All times are of the database's clock,
 so that machines whose clocks differ agree. A time in which the database itself was down expires nothing: after its
 start, holders have a whole lease's time to come back. What a holder hands over expired in the year one.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,43 +23,47 @@ from sqlalchemy.orm import Session
 PARENT = "parent"
 _COORDINATOR = "coordinator-"
 _LOCK_PATIENCE_MS = 2000
+_PLACE = int.from_bytes(b"city", "big")
+"""The first half of our advisory locks, which a database may have for other programs too."""
 _CREATE = text("""
     CREATE TABLE IF NOT EXISTS cityopt_leases (
         study_id integer NOT NULL,
         subject text NOT NULL,
         owner text NOT NULL,
+        place text NOT NULL,
         token text NOT NULL,
         begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         expires_at timestamptz NOT NULL,
         PRIMARY KEY (study_id, subject)
     )""")
 _CLAIM = text("""
-    INSERT INTO cityopt_leases AS held (study_id, subject, owner, token, expires_at)
-    VALUES (:study, :subject, :owner, :token, clock_timestamp() + :lease_s * interval '1 second')
+    INSERT INTO cityopt_leases AS held (study_id, subject, owner, place, token, expires_at)
+    VALUES (:study, :subject, :owner, :place, :token, clock_timestamp() + :lease_s * interval '1 second')
     ON CONFLICT (study_id, subject) DO UPDATE SET
-        owner = excluded.owner, token = excluded.token,
+        owner = excluded.owner, place = excluded.place, token = excluded.token,
         begun_at = excluded.begun_at, expires_at = excluded.expires_at
-    WHERE held.expires_at = '-infinity' OR (
+    WHERE held.expires_at = '-infinity' OR held.token = :dead OR (
         :takes_expired
         AND held.expires_at < clock_timestamp()
         AND pg_postmaster_start_time() < clock_timestamp() - :lease_s * interval '1 second'
     )
     RETURNING subject""")
-_SHELTER = text("""
-    INSERT INTO cityopt_leases (study_id, subject, owner, token, expires_at)
-    SELECT :study, subject, 'nobody', '', clock_timestamp() + :lease_s * interval '1 second'
-    FROM unnest(CAST(:subjects AS text[])) AS subject
-    ON CONFLICT (study_id, subject) DO NOTHING""")
+_DECIDE = text("""
+    SELECT pg_advisory_xact_lock(:place, :study),
+        set_config('idle_in_transaction_session_timeout', :longest, true)""")
 _RENEW = text("""
     UPDATE cityopt_leases SET expires_at = clock_timestamp() + :lease_s * interval '1 second'
     WHERE study_id = :study AND token = :token RETURNING subject""")
 _RELEASE = text("DELETE FROM cityopt_leases WHERE study_id = :study AND token = :token AND subject = :subject")
+_BURY = text(
+    "DELETE FROM cityopt_leases WHERE study_id = :study AND token = ANY(:tokens) AND subject LIKE :coordinators"
+)
 _HAND_OVER = text("""
     UPDATE cityopt_leases SET owner = 'nobody', token = '', expires_at = '-infinity'
     WHERE study_id = :study AND token = :token AND subject = ANY(:subjects)""")
 _LIST = text("""
-    SELECT subject, owner, token, expires_at > clock_timestamp() AS is_live,
-        CAST(extract(epoch FROM begun_at) AS float) AS begun
+    SELECT subject, owner, place, token, expires_at > clock_timestamp() AS is_live,
+        CAST(extract(epoch FROM begun_at) AS float) AS begun, CAST(extract(epoch FROM expires_at) AS float) AS expires
     FROM cityopt_leases WHERE study_id = :study ORDER BY subject""")
 _CHECK = text("""
     SELECT 1 FROM cityopt_leases WHERE study_id = :study AND token = :token AND subject = :subject FOR SHARE""")
@@ -65,13 +71,15 @@ _CHECK = text("""
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease as others see it; `begun` is in seconds since 1970, of the database's clock."""
+    """A lease as others see it; times are in seconds since 1970, of the database's clock."""
 
     subject: str
     owner: str
+    place: str
     token: str
     is_live: bool
     begun: float
+    expires: float
 
     @property
     def is_coordinator(self) -> bool:
@@ -88,29 +96,34 @@ class Lease:
 class LeaseTable:
     """The leases of one study, for one holder. Every method raises SQLAlchemy's errors when the database is away."""
 
-    def __init__(self, engine: Engine, study_id: int, *, owner: str, token: str, lease_s: float) -> None:
+    def __init__(self, engine: Engine, study_id: int, *, owner: str, place: str, token: str, lease_s: float) -> None:
         self._engine = engine
-        self._who: dict[str, Any] = {"study": study_id, "owner": owner, "token": token, "lease_s": lease_s}
+        self._who: dict[str, Any] = {
+            "study": study_id,
+            "owner": owner,
+            "place": place,
+            "token": token,
+            "lease_s": lease_s,
+        }
 
-    def create(self, connection: Connection) -> None:
-        """Make the table where it is missing. Two that do so at once need a lock around it."""
-        connection.execute(_CREATE)
+    def create(self) -> None:
+        """Make the table where it is missing, for one holder at a time (`lock_decisions`)."""
+        with self._engine.begin() as connection:
+            connection.execute(_CREATE)
 
-    def claim(self, subject: str, *, takes_expired: bool = True) -> bool:
-        """Take a lease that nobody has, or that was handed over, or (`takes_expired`) that ran out; says whether."""
+    def claim(self, subject: str, *, takes_expired: bool = True, dead: str | None = None) -> bool:
+        """Take a lease that nobody has, that was handed over, or (`takes_expired`) that ran out; says whether it did.
+
+        `dead` is the token of a holder who is known to be gone.
+        """
         try:
             with self._engine.begin() as connection:
                 connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_PATIENCE_MS}"))
-                return bool(self._ask(connection, _CLAIM, subject=subject, takes_expired=takes_expired))
+                return bool(self._ask(connection, _CLAIM, subject=subject, takes_expired=takes_expired, dead=dead))
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) == "55P03":  # its holder is writing, or was suspended while it was
                 return False
             raise
-
-    def shelter(self, subjects: Iterable[str]) -> None:
-        """Give a lease of nobody to each subject that has none: it may be claimed when that has run out."""
-        with self._engine.begin() as connection:
-            connection.execute(_SHELTER, {**self._who, "subjects": list(subjects)})
 
     def renew(self) -> set[str]:
         """Renew all leases of this holder and return their subjects; what is not among them is somebody else's."""
@@ -122,6 +135,11 @@ class LeaseTable:
         with self._engine.begin() as connection:
             connection.execute(_RELEASE, {**self._who, "subject": subject})
 
+    def bury(self, tokens: Iterable[str]) -> None:
+        """Remove what says that coordinators are there which are gone; their trials' leases are for others to claim."""
+        with self._engine.begin() as connection:
+            connection.execute(_BURY, {**self._who, "tokens": list(tokens), "coordinators": f"{_COORDINATOR}%"})
+
     def hand_over(self, subjects: Iterable[str]) -> None:
         """Let others claim these at once."""
         with self._engine.begin() as connection:
@@ -129,7 +147,8 @@ class LeaseTable:
 
     def read(self) -> list[Lease]:
         """Return the leases of everybody."""
-        return list_leases(self._engine, self._who["study"])
+        with self._engine.begin() as connection:
+            return [Lease(*row) for row in connection.execute(_LIST, self._who)]
 
     def holds(self, session: Session, subject: str) -> bool:
         """Say whether this holder has a lease, which nobody can claim before the session's transaction ends."""
@@ -139,12 +158,24 @@ class LeaseTable:
         return [str(row[0]) for row in connection.execute(statement, {**self._who, **values})]
 
 
-def list_leases(engine: Engine, study_id: int) -> list[Lease]:
-    """Return the leases of a study; none where nobody ever made one."""
+@contextmanager
+def lock_decisions(engine: Engine, study_id: int, longest_s: float = 60.0) -> Iterator[None]:
+    """Let one process at a time decide what of a study is tried next: count its trials, ask for one, own it.
+
+    One that is suspended keeps the others waiting for `longest_s` seconds at most.
+    """
     with engine.begin() as connection:
-        if not connection.execute(text("SELECT to_regclass('cityopt_leases')")).scalar():
-            return []
-        return [Lease(*row) for row in connection.execute(_LIST, {"study": study_id})]
+        connection.execute(_DECIDE, {"place": _PLACE, "study": study_id, "longest": f"{1000 * longest_s:.0f}ms"})
+        yield
+
+
+def list_coordinators(connection: Connection, study: str) -> list[Lease]:
+    """Return the leases that say that a coordinator is alive and at work on the study of this name."""
+    if connection.execute(text("SELECT to_regclass('cityopt_leases')")).scalar() is None:
+        return []
+    found = connection.execute(text("SELECT study_id FROM studies WHERE study_name = :name"), {"name": study}).scalar()
+    leases = [Lease(*row) for row in connection.execute(_LIST, {"study": found})]
+    return [lease for lease in leases if lease.is_live and lease.is_coordinator]
 
 
 def name_trial(number: int) -> str:

@@ -26,6 +26,7 @@ from cityopt.search.finalist_plan import choose_trials
 from cityopt.search.finalist_result import Finalists
 from cityopt.search.finalists import run_finalists
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.plan import PlannedStage, check_plan, pin_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
@@ -34,8 +35,9 @@ from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.storage import open_storage
-from cityopt.search.study import load_stored_study, lock_study, refuse_other_settings
-from cityopt.search.sweep import naming_interrupts, open_executor, open_parent
+from cityopt.search.study import load_stored_study, refuse_other_settings
+from cityopt.search.study_lock import lock_study
+from cityopt.search.sweep import naming_interrupts, open_executor
 from cityopt.search.tags import describe_dataset, describe_run
 from cityopt.settings import replace_section, replace_settings, validate
 from cityopt.store import find_store, open_store, run_folder

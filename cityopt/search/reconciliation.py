@@ -1,5 +1,6 @@
 """What an earlier coordinator left half done: it is finished, and trials that it left running are taken up again."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import optuna
@@ -7,27 +8,42 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from cityopt.search.executors.base import Executor
+from cityopt.search.ownership import Ownership
 from cityopt.search.scorekeeping import Scorekeeper, end_shipping
-from cityopt.search.status import RUN_ID, describe_trials
+from cityopt.search.status import ENDING, RUN_ID, describe_trials
 from cityopt.store import run_folder
-from cityopt.tracking.run_folder import read_records, read_status
+from cityopt.tracking.run_folder import Status, read_records, read_status
 
 
-def reconcile(keeper: Scorekeeper, executor: Executor) -> list[optuna.Trial]:
+def reconcile(keeper: Scorekeeper, executor: Executor, ownership: Ownership) -> list[optuna.Trial]:
     """Finish what was left, fill the keeper's board and curves, and return the trials to go on with."""
-    study = keeper.study
+    study, name = keeper.study, keeper.config.name
+    is_alone = ownership.is_alone()
+    open_runs = keeper.mlflow.list_running(name) if is_alone else []
     keeper.read_board(describe_trials(study, live=False))
     keeper.curves |= {t.number: dict(t.intermediate_values) for t in study.get_trials(deepcopy=False)}
-    running = study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
-    found = [_adopt(frozen, keeper, executor) for frozen in running]
-    adopted = [trial for trial in found if trial is not None]
-    _end_stragglers(keeper, adopted)
-    keeper.shipper.catch_up(keeper.config.name)
-    return adopted
+    running = [t.number for t in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))]
+    found = [trial for number in ownership.inherit(running) for trial in adopt(number, keeper, executor, ownership)]
+    end_stragglers(keeper, open_runs, going_on=study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)))
+    keeper.shipper.catch_up(name, ended_only=not is_alone)
+    return found
 
 
-def _adopt(frozen: FrozenTrial, keeper: Scorekeeper, executor: Executor) -> optuna.Trial | None:
-    """Return a trial that was left running, None for one whose folder says that it has ended."""
+def adopt(number: int, keeper: Scorekeeper, executor: Executor, ownership: Ownership) -> list[optuna.Trial]:
+    """Return a trial that was left running and is this coordinator's now; nothing, if it turns out to have ended."""
+    frozen = keeper.study.get_trials(deepcopy=False)[number]
+    if frozen.state != OptunaState.RUNNING:
+        ownership.release(number)
+        return []
+    with ownership.writing(number):
+        trial = _finish(frozen, keeper, executor)
+    if trial is None:
+        ownership.release(number)
+    return [trial] if trial is not None else []
+
+
+def _finish(frozen: FrozenTrial, keeper: Scorekeeper, executor: Executor) -> optuna.Trial | None:
+    """Return a trial to go on with, None for one whose folder says that it has ended."""
     trial = optuna.trial.Trial(keeper.study, frozen._trial_id)
     run_id = frozen.user_attrs.get(RUN_ID)
     if not run_id:
@@ -51,17 +67,27 @@ def _report_forgotten(trial: optuna.Trial, frozen: FrozenTrial, folder: Path, ke
             keeper.curves[trial.number][record.step] = record.metrics[metric]
 
 
-def _end_stragglers(keeper: Scorekeeper, adopted: list[optuna.Trial]) -> None:
-    """End MLflow runs that are RUNNING though their trial has ended, or never heard of them."""
+def end_stragglers(keeper: Scorekeeper, open_runs: Iterable[str], going_on: Iterable[FrozenTrial]) -> None:
+    """End MLflow runs that are RUNNING though their trial has ended, or never heard of them.
+
+    `open_runs` were listed before the trials that go on: a run is younger than its trial.
+    """
     name = keeper.config.name
-    mine: set[str | None] = {trial.user_attrs.get(RUN_ID) for trial in adopted}
-    mine |= {keeper.mlflow.find_run(name, f"trial-{trial.number:04d}") for trial in adopted}
-    mine.add(keeper.parent.folder.name)
-    for run_id in keeper.mlflow.list_running(name):
-        if run_id in mine:
-            continue
-        status = read_status(run_folder(keeper.store, run_id))
+    known: set[str | None] = {keeper.mlflow.find_parent(name)}
+    for trial in going_on:
+        known |= {trial.user_attrs.get(RUN_ID), keeper.mlflow.find_run(name, f"trial-{trial.number:04d}")}
+    for run_id in set(open_runs) - known:
+        status = read_status(run_folder(keeper.store, run_id)) or _read_ending(keeper.study, run_id)
         if status is not None:
             end_shipping(keeper.shipper, run_id, status)
         else:
             keeper.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
+
+
+def _read_ending(study: optuna.Study, run_id: str) -> Status | None:
+    """Return how the trial of a run ended whose folder is on another machine, None where no trial says so."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get(RUN_ID) == run_id and trial.state.is_finished() and ENDING in trial.user_attrs:
+            ending = dict(trial.user_attrs[ENDING])
+            return Status(outcome=ending.pop("state"), **ending)
+    return None

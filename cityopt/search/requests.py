@@ -2,11 +2,13 @@
 
     requests/STUDY/TIME-PID.json    {"verb": "stop"} or {"verb": "retry", "reason": "oom"}
 
-A file is removed after it was obeyed, so that a kill loses none; to obey one twice does no harm.
+A file is removed after it was obeyed, so that a kill loses none; to obey one twice does no harm. On a server, where
+several coordinators share a study, a stop is a number on the study, and a retry goes straight into its queue.
 """
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +17,22 @@ from typing import Literal
 import optuna
 
 from cityopt.errors import ConfigError, StoreError
+from cityopt.search.leases import lock_decisions
+from cityopt.search.ownership import Ownership, SoleOwner
 from cityopt.search.retries import ANY, enqueue_failed
 from cityopt.search.storage import open_storage
-from cityopt.search.study import is_swept, load_stored_study, lock_study
+from cityopt.search.study import load_stored_study
+from cityopt.search.study_lock import is_swept, lock_study
+from cityopt.services import read_services
 from cityopt.settings import name_nearest
 from cityopt.store import describe_option, find_store
 from cityopt.tracking.run_folder import read_json, write_json
 
 REASONS = ("nan", "oom", "crash", "hung", "config", "data")
 _INTERVAL_S = 0.5
+_SHARED_INTERVAL_S = 2.0
 _PATIENCE_S = 60.0
+_STOPS = "cityopt:stops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,46 @@ class Request:
     reason: str = ""
 
 
-class RequestBox:
+class Requests(ABC):
+    """What is asked of a sweep at work."""
+
+    @abstractmethod
+    def obey(self, act: Callable[[Request], None], *, at_once: bool = False) -> bool:
+        """Act on every request that is there, `at_once` also where the last look was a moment ago.
+
+        Returns whether there was one.
+        """
+
+
+class StopBell(Requests):
+    """Stops that several coordinators hear: a number on the study, which is another one than at their start then."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study, self._heard = study, count_stops(study)
+        self._next_look = 0.0
+
+    def obey(self, act: Callable[[Request], None], *, at_once: bool = False) -> bool:
+        """Stop once somebody has rung; other requests need no coordinator's help on a server."""
+        if not at_once and time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _SHARED_INTERVAL_S
+        before, self._heard = self._heard, count_stops(self._study)
+        if has_rung := self._heard != before:
+            act(Request("stop"))
+        return has_rung
+
+
+def count_stops(study: optuna.Study) -> int:
+    """Return how often the sweeps of a study were asked to stop."""
+    return int(study.user_attrs.get(_STOPS, 0))
+
+
+def open_requests(store: Path, study: optuna.Study, ownership: Ownership) -> Requests:
+    """Return the requests to a coordinator that owns all of a study, or a part."""
+    return RequestBox(store, study.study_name) if isinstance(ownership, SoleOwner) else StopBell(study)
+
+
+class RequestBox(Requests):
     """The requests to one study. Looked into about twice a second, however often it is asked to."""
 
     def __init__(self, store: Path, study: str) -> None:
@@ -48,10 +95,7 @@ class RequestBox:
         write_json(self._folder / f"{time.time_ns()}-{os.getpid()}.json", asdict(request))
 
     def obey(self, act: Callable[[Request], None], *, at_once: bool = False) -> bool:
-        """Act on every request that is there, `at_once` also where the last look was a moment ago.
-
-        Returns whether there was one.
-        """
+        """Act on every request that is there."""
         if not at_once and time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + _INTERVAL_S
@@ -74,10 +118,15 @@ def stop_sweep(name: str, *, store: Path) -> str:
     Raises StoreError: there is none, or it does not end within a minute.
     """
     folder = find_store(store, name)
-    load_stored_study(open_storage(folder), name)
+    storage = open_storage(folder)
+    study, _, _ = load_stored_study(storage, name)
     if not is_swept(folder, name):
         raise StoreError(f"no sweep is at work on study {name!r} in {folder}: there is nothing to stop.")
-    RequestBox(folder, name).put(Request("stop"))
+    if read_services(folder).storage:
+        with lock_decisions(storage.engine, study._study_id):
+            study.set_user_attr(_STOPS, count_stops(study) + 1)
+    else:
+        RequestBox(folder, name).put(Request("stop"))
     deadline = time.monotonic() + _PATIENCE_S
     while is_swept(folder, name):
         if time.monotonic() > deadline:
@@ -98,7 +147,11 @@ def retry_failed(name: str, reason: str, *, store: Path) -> str:
         known = ", ".join((*REASONS, ANY))
         raise ConfigError(f"`--failed` must be one of {known}, but got {reason!r}.{name_nearest(reason, REASONS)}")
     folder = find_store(store, name)
-    study, _, _ = load_stored_study(open_storage(folder), name)
+    storage = open_storage(folder)
+    study, _, _ = load_stored_study(storage, name)
+    if read_services(folder).storage:  # the sweeps at work, if there are any, find them in the queue
+        with lock_decisions(storage.engine, study._study_id):
+            return describe_retried(enqueue_failed(study, reason), reason, study, folder)
     if is_swept(folder, name):
         RequestBox(folder, name).put(Request("retry", reason))
         return f"The sweep at work on study {name} takes up its trials that failed ({reason})."

@@ -14,7 +14,8 @@ from cityopt.config import StudyConfig
 from cityopt.dimension import Scalar
 from cityopt.search.observer import TrialState
 from cityopt.search.storage import open_storage
-from cityopt.search.study import find_sweep, load_stored_study
+from cityopt.search.study import load_stored_study
+from cityopt.search.study_lock import find_sweep
 from cityopt.store import find_store
 
 RUN_ID, ENDING = "cityopt:run_id", "cityopt:ending"

@@ -72,17 +72,28 @@ def open_database(url: str) -> RDBStorage:
 
 
 @contextmanager
-def hold_lock(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of this name in a PostgreSQL database; gives whether it was had, which with `wait` it always is.
+def connect(url: str) -> Iterator[sqlalchemy.Connection]:
+    """Connect to a PostgreSQL database for the block; each statement is kept at once.
 
-    It ends with the block, or with the process. Raises StoreError: the server does not answer.
+    Raises StoreError: the server does not answer.
     """
-    key = int.from_bytes(hashlib.sha256(f"cityopt:{name}".encode()).digest()[:8], "big", signed=True)
-    verb = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
     with _translating(url):
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_POSTGRES_OPTIONS)
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     with connection:
+        yield connection
+
+
+@contextmanager
+def hold_lock(url: str, name: str, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of this name in a PostgreSQL database; gives whether it was had, which with `wait` it always is.
+
+    Several may hold it that `shared` it, and none beside one that did not. It ends with the block, or with the
+    process. Raises StoreError: the server does not answer.
+    """
+    key = int.from_bytes(hashlib.sha256(f"cityopt:{name}".encode()).digest()[:8], "big", signed=True)
+    verb = f"pg_{'' if wait else 'try_'}advisory_lock{'_shared' if shared else ''}"
+    with connect(url) as connection:
         with _translating(url):
             answer = connection.execute(sqlalchemy.text(f"SELECT {verb}(:key)"), {"key": key}).scalar()
         yield wait or bool(answer)

@@ -1,18 +1,15 @@
-"""Studies in the store: create or resume one, refuse what would change its scores, lock it.
+"""Studies in the store: create or resume one, refuse what would change its scores.
 
 The database (`storage`) holds the trials. Beside them a study keeps its settings, the facts of its data and its
 anchors as attributes, so that `status` and `promote` need neither the YAML nor the `--set` of old.
 """
 
-import fcntl
 import json
-import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
@@ -25,9 +22,8 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.pruning import build_pruner
 from cityopt.search.sampling import build_sampler
 from cityopt.search.storage import hold_lock, open_storage
-from cityopt.services import hide_password, read_services
 from cityopt.settings import validate
-from cityopt.store import describe_option, find_store
+from cityopt.store import find_store
 
 _SETTINGS, _FACTS = "cityopt:settings", "cityopt:facts"
 _FREE_TO_DIFFER = (
@@ -35,7 +31,6 @@ _FREE_TO_DIFFER = (
     *("search.max_failures", "search.patience", "search.max_hours", "search.max_device_hours"),
     *("data.root", "data.num_workers", "data.synthetic", "promotion"),
 )
-_LOCK_PATIENCE_S = 1.0
 
 
 def find_facts(storage: RDBStorage, name: str) -> StudyFacts | None:
@@ -59,12 +54,23 @@ def open_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> t
 
     Raises StudyError, naming each difference, when stored settings that change scores differ.
     """
-    if not is_begun(storage, config.name):
-        return _create_study(storage, config, facts), facts
-    study, stored, stored_facts = load_stored_study(storage, config.name)
-    _check_same(config.name, describe_differences(stored, stored_facts, config, facts))
-    study.set_user_attr(_SETTINGS, config.model_dump(mode="json"))
-    return study, replace(stored_facts, root=facts.root)
+    with _beginning(storage, config.name):
+        if not is_begun(storage, config.name):
+            return _create_study(storage, config, facts), facts
+        study, stored, stored_facts = load_stored_study(storage, config.name)
+        _check_same(config.name, describe_differences(stored, stored_facts, config, facts))
+        study.set_user_attr(_SETTINGS, config.model_dump(mode="json"))
+        return study, replace(stored_facts, root=facts.root)
+
+
+@contextmanager
+def _beginning(storage: RDBStorage, name: str) -> Iterator[None]:
+    """Let one process at a time begin a study that several may sweep."""
+    if storage.engine.dialect.name == "sqlite":
+        yield
+        return
+    with hold_lock(storage.url, f"beginning of study {name}"):
+        yield
 
 
 def refuse_other_settings(storage: RDBStorage, config: StudyConfig, weights: Mapping[str, str]) -> None:
@@ -76,7 +82,7 @@ def refuse_other_settings(storage: RDBStorage, config: StudyConfig, weights: Map
 
 
 def is_begun(storage: RDBStorage, name: str) -> bool:
-    """Say whether a study exists whole; what is left of one that was killed while it was made is removed.
+    """Say whether a study exists whole, not as what is left of one that was killed while it was made.
 
     Raises StoreError: something else than cityopt made it.
     """
@@ -87,7 +93,6 @@ def is_begun(storage: RDBStorage, name: str) -> bool:
         return True
     if any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
         raise StoreError(f"study {name!r} was not made by cityopt. Use --name NEW.")
-    optuna.delete_study(study_name=name, storage=storage)
     return False
 
 
@@ -142,77 +147,6 @@ def describe_differences(
     return lines
 
 
-@contextmanager
-def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
-    """Hold a study as its only writer; `what` says at which work. The lock goes with the process, however it ends.
-
-    Raises StoreError when another process holds it.
-    """
-    path = store / "locks" / f"{name}.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
-        if not _take_lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise StoreError(
-                f"study {name!r} is at work in another process (pid {holder}). "
-                f"Wait for it or stop it; watch it with: cityopt status --study {name}"
-            )
-        file.truncate(0)
-        file.write(f"{os.getpid()}, {what}")
-        file.flush()
-        with _lock_in_database(store, name):
-            yield
-
-
-@contextmanager
-def _lock_in_database(store: Path, name: str) -> Iterator[None]:
-    """Keep machines off that share the study's database and not its store."""
-    url = read_services(store).storage
-    if url is None:
-        yield
-        return
-    with hold_lock(url, f"study {name}", wait=False) as is_ours:
-        if not is_ours:
-            raise StoreError(
-                f"study {name!r} is at work on another machine, or from another store, in {hide_password(url)}. "
-                f"Wait for it or stop it there; watch it with: cityopt status --study {name}{describe_option(store)}"
-            )
-        yield
-
-
-def is_swept(store: Path, name: str) -> bool:
-    """Say whether some process is at work on a study's trials (not on its promotion or cross-validation)."""
-    return find_sweep(store, name) is not None
-
-
-def find_sweep(store: Path, name: str) -> float | None:
-    """Return when the sweep began that is at work on a study, in seconds since 1970; None where none is."""
-    path = store / "locks" / f"{name}.lock"
-    if not path.is_file():
-        return None
-    with path.open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            is_sweep = not file.read().endswith((", promotion", ", crossval", ", retry"))
-            return path.stat().st_mtime if is_sweep else None
-    return None
-
-
-def _take_lock(file: IO[str]) -> bool:
-    """Lock a file, trying for a moment: `is_swept` in another process holds it for the blink of an eye."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-
-
 def _check_same(name: str, differences: list[str]) -> None:
     if differences:
         raise StudyError(
@@ -223,6 +157,8 @@ def _check_same(name: str, differences: list[str]) -> None:
 
 
 def _create_study(storage: RDBStorage, config: StudyConfig, facts: StudyFacts) -> optuna.Study:
+    if config.name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=config.name, storage=storage)
     study = optuna.create_study(study_name=config.name, storage=storage, direction=config.search.direction)
     _equip(study, config)
     for baseline in config.search.baselines:

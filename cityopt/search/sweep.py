@@ -1,5 +1,6 @@
 """A sweep from start to end: data and workers made ready side by side, then the coordinator, then the summary."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import yaml
 from cityopt.config import ModelConfig, StudyConfig
 from cityopt.data.anchors import name_adopted
 from cityopt.data.roots import choose_root
-from cityopt.errors import StoppedError
+from cityopt.errors import StoppedError, StoreError
 from cityopt.runtime import count_cores, resolve_device
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.data_portrait import Describe, drawing_data
@@ -23,18 +24,19 @@ from cityopt.search.executors.local import LocalExecutor
 from cityopt.search.executors.silence import HangRule
 from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
+from cityopt.search.leased_owner import LEASE_S, open_ownership
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
 from cityopt.search.requests import RequestBox
 from cityopt.search.storage import open_storage
-from cityopt.search.study import find_facts, find_threads, lock_study, open_study, refuse_other_settings
-from cityopt.search.tags import describe_data
-from cityopt.store import describe_option, open_store, run_folder
+from cityopt.search.study import find_facts, find_threads, open_study, refuse_other_settings
+from cityopt.search.study_lock import join_sweep
+from cityopt.services import read_services
+from cityopt.store import describe_option, open_store, place_store
 from cityopt.tracking.mlflow_patience import PatientStore
-from cityopt.tracking.mlflow_shipper import Shipper
-from cityopt.tracking.mlflow_store import MlflowStore
-from cityopt.tracking.run_folder import ARTIFACTS, RunFolder, take_over, tolerating_full_disk, write_dataset, write_json
+from cityopt.tracking.run_folder import Tracker
 from cityopt.training.objective import check_objective
 
 if TYPE_CHECKING:
@@ -66,12 +68,15 @@ def run_sweep(
     executor: str = "local",
     address: str | None = None,
     describe: Describe | None = None,
+    lease_s: float = LEASE_S,
 ) -> SweepSummary:
     """Run a study's trials, or go on where the last sweep stopped, on as many workers as `plan_slots` says.
 
     With `executor` ray they run on the cluster at `address`, on as many of its nodes as have room.
 
     `describe` turns the statistics of the dataset into the files that a study's first start puts on its parent run.
+    Where the store points to a server, other sweeps may be at work on the study; a trial of one that gives no sign of
+    life for `lease_s` seconds is taken over.
 
     Raises CityoptError: no dataset, no such device, other settings than the study began with, another process at work
     on it, or a trial that failed for a reason that would fail every other.
@@ -84,7 +89,7 @@ def run_sweep(
     slots = () if cluster else plan_slots(device, workers=workers, per_device=per_device)
     folder = open_store(store)
     observer.say(f"store {folder}")
-    with lock_study(folder, config.name), naming_interrupts():
+    with join_sweep(folder, config.name), naming_interrupts():
         RequestBox(folder, config.name).forget_stops()
         storage = open_storage(folder)
         config = settle_paths(config)
@@ -102,7 +107,10 @@ def run_sweep(
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads, weights))
             announce_anchors(facts, observer)
             mlflow = PatientStore(folder, on_wait=observer.say)
-            with open_parent(mlflow, config, facts, observer) as (parent, shipper):
+            with (
+                open_ownership(storage, study, lease_s) as ownership,
+                open_parent(mlflow, config, facts, observer, ownership) as (parent, shipper),
+            ):
                 _describe_study(parent, prepared, facts)
                 coordinator = Coordinator(
                     store=folder,
@@ -115,6 +123,7 @@ def run_sweep(
                     shipper=shipper,
                     observer=observer,
                     parent=parent,
+                    ownership=ownership,
                 )
                 coordinator.budget.begun = began
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)
@@ -125,6 +134,37 @@ def run_sweep(
                     if coordinator.interrupt.is_set:
                         stop_drawing()
         return _sum_up(folder, config, coordinator)
+
+
+def run_worker(
+    config: StudyConfig,
+    *,
+    store: Path,
+    data: str | None,
+    device: str,
+    observer: Observer,
+    describe: Describe | None = None,
+    lease_s: float = LEASE_S,
+) -> SweepSummary:
+    """Run a sweep of one worker that joins others, or is the first of them.
+
+    Raises StoreError: the store does not point to a server, so that nobody could join. Raises what `run_sweep` raises.
+    """
+    if read_services(place_store(store)).storage is None:
+        raise StoreError(
+            f"a worker joins a study on a server, but the store {place_store(store)} has studies of its own. Name the "
+            f"server with --storage, or work alone with: cityopt sweep --study {config.name}"
+        )
+    return run_sweep(
+        config,
+        store=store,
+        data=data,
+        device=device,
+        observer=observer,
+        workers=1,
+        describe=describe,
+        lease_s=lease_s,
+    )
 
 
 @contextmanager
@@ -230,41 +270,19 @@ def announce_anchors(facts: StudyFacts, observer: Observer) -> None:
     )
 
 
-@contextmanager
-def open_parent(
-    mlflow: MlflowStore, config: StudyConfig, facts: StudyFacts, observer: Observer
-) -> Iterator[tuple[RunFolder, Shipper]]:
-    """Open the study's parent run and the shipper; the run ends with the block, whatever happens in it."""
-    tags = describe_data(facts) | {"cityopt.seed": config.seed, "cityopt.metric": config.search.metric}
-    run_id = mlflow.open_parent(config.name, tags)
-    shipper = Shipper(mlflow)
-    parent = take_over(run_folder(mlflow.store, run_id))
-    shipper.watch(run_id, parent.folder)
-    try:
-        write_dataset(parent.folder, config.name, facts.fingerprint, facts.root)
-        yield parent, shipper
-    except BaseException as error:
-        with tolerating_full_disk():
-            shipper.end(run_id, "FINISHED" if isinstance(error, StoppedError | KeyboardInterrupt) else "FAILED")
-        raise
-    else:
-        shipper.end(run_id, "FINISHED")
-    finally:
-        shipper.drain(_SHIPPING_TIMEOUT_S)
-        if not shipper.close():
-            observer.say(f"MLflow does not have everything yet; the next start sends the rest. {shipper.problem}")
-
-
-def _describe_study(parent: RunFolder, prepared: PreparedStudy, facts: StudyFacts) -> None:
+def _describe_study(parent: Tracker, prepared: PreparedStudy, facts: StudyFacts) -> None:
     """Put the study's settings, images and anchors on its parent run."""
     parent.write_artifact("study.yaml", yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False))
     parent.write_artifact("subset.txt", "".join(f"{name}\n" for name in prepared.subset))
     parent.write_artifact("holdout.txt", "".join(f"{name}\n" for name in prepared.holdout))
-    write_json(parent.folder / ARTIFACTS / "anchors.json", facts.anchors)
+    parent.write_artifact("anchors.json", json.dumps(facts.anchors, indent=1, allow_nan=False))
 
 
 def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> SweepSummary:
     store_option = describe_option(store)
+    if (left := len(coordinator.agenda.elsewhere)) and not coordinator.interrupt.is_set:
+        look = f"cityopt status --study {config.name}{store_option}"
+        return SweepSummary(store, 0, f"Nothing is left to do here; {left} trials are at work elsewhere. Look: {look}")
     if coordinator.interrupt.is_set:
         return SweepSummary(store, INTERRUPTED, STOPPED)
     if coordinator.standing.best_value is None:

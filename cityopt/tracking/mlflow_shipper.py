@@ -65,7 +65,8 @@ class Shipper:
     def __init__(self, store: MlflowStore, interval_s: float = 1.0) -> None:
         self._store, self._interval_s = store, interval_s
         self._watched: dict[str, _Watched] = {}
-        self._studies: list[str] = []
+        self._studies: dict[str, bool] = {}
+        """Studies to catch up with, and whether with ended runs alone."""
         self._changed = threading.Condition()
         self._closing = False
         self._problem = ""
@@ -105,11 +106,19 @@ class Shipper:
         write_json(path / ENDING, {"status": status, "tags": texts, "end_ms": moment})
         self._add(run_id, path, ended=True)
 
-    def catch_up(self, study: str) -> None:
-        """Send what MLflow misses of a study's earlier runs, as soon as MLflow can be reached. Returns at once."""
+    def catch_up(self, study: str, *, ended_only: bool = False) -> None:
+        """Send what MLflow misses of a study's earlier runs, as soon as MLflow can be reached. Returns at once.
+
+        With `ended_only` a run that has not ended is left to whoever may be at work on it.
+        """
         with self._changed:
-            self._studies.append(study)
+            self._studies[study] = ended_only
             self._changed.notify_all()
+
+    def forget(self, run_id: str) -> None:
+        """Mirror a run no longer: somebody else does."""
+        with self._changed:
+            self._watched.pop(run_id, None)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until MLflow has every ended run whole. Says whether that was so in time."""
@@ -144,9 +153,9 @@ class Shipper:
         while True:
             with self._changed:
                 closing = self._closing
-                studies, runs = list(self._studies), list(self._watched.values())
-            for study in studies:
-                self._look_for_runs(study)
+                studies, runs = dict(self._studies), list(self._watched.values())
+            for study, ended_only in studies.items():
+                self._look_for_runs(study, ended_only)
             now = time.monotonic()
             is_due = closing or next_look <= now
             for run in runs:
@@ -165,7 +174,7 @@ class Shipper:
             return True
         return any(run.ended and not run.num_failures for run in self._watched.values())
 
-    def _look_for_runs(self, study: str) -> None:
+    def _look_for_runs(self, study: str, ended_only: bool) -> None:
         try:
             run_ids = self._store.list_running(study)
             unmade = list_unmade(self._store.store, study)
@@ -176,12 +185,13 @@ class Shipper:
         with self._changed:
             for run_id in run_ids:
                 folder = follow_link(run_folder(self._store.store, run_id))
-                if folder.name not in self._watched and folder.is_dir():
-                    self._add(folder.name, folder, ended=(folder / ENDING).is_file())
+                has_ended = (folder / ENDING).is_file()
+                if folder.name not in self._watched and folder.is_dir() and (has_ended or not ended_only):
+                    self._add(folder.name, folder, ended=has_ended)
             for folder in unmade:
                 if folder.name not in self._watched and (folder / ENDING).is_file():
                     self._add(folder.name, folder, ended=True)
-            self._studies.remove(study)
+            self._studies.pop(study, None)
 
     def _try_to_ship(self, run: _Watched) -> None:
         try:
@@ -199,7 +209,7 @@ class Shipper:
         if is_whole:
             with self._changed:
                 if run.ended:
-                    del self._watched[run.run_id]
+                    self._watched.pop(run.run_id, None)
 
     def _back_off(self, run: _Watched, error: Exception) -> None:
         run.problem = f"{error} The run's folder keeps everything: {run.folder}"

@@ -177,7 +177,7 @@ class MlflowStore:
 
     def reopen_run(self, run_id: str) -> None:
         """Make an ended run RUNNING again, to go on with it."""
-        with translate_errors(f"reopen the run {run_id}"):
+        with self._turn(), translate_errors(f"reopen the run {run_id}"):
             self.client.update_run(run_id, status="RUNNING")
             self.client.set_tag(run_id, "cityopt.state", "running")
 

@@ -22,10 +22,10 @@ from cityopt.config import DEFAULT_ANCHORS, StudyConfig
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.facts import StudyFacts
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.space import sample_settings
 from cityopt.search.storage import open_storage
 from cityopt.search.study import open_study
-from cityopt.search.sweep import open_parent
 from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_store import MlflowStore
 

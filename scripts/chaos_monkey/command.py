@@ -7,9 +7,11 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
+from postgres import Cluster, run_cluster
 
 from chaos_monkey.lives import Lives, await_end, choose_kill, list_workers, no_orphans, read_trials
 from chaos_monkey.verdict import check_finished, check_store, list_running, summarize
@@ -28,12 +30,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--storage", choices=["sqlite", "postgresql"], default="sqlite")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cityopt-chaos-") as folder:
-        disturbed = Lives(Path(folder) / "disturbed", workers=options.workers)
-        trials, kills = disturb(disturbed, options.kills, random.Random(options.seed))
+    with (
+        tempfile.TemporaryDirectory(prefix="cityopt-chaos-") as folder,
+        run_cluster() if options.storage == "postgresql" else nullcontext() as server,
+    ):
+        database = server.create_database() if server else None
+        disturbed = Lives(Path(folder) / "disturbed", workers=options.workers, database=database)
+        trials, kills = disturb(disturbed, options.kills, random.Random(options.seed), server)
         check_store(disturbed.store, trials)
         assert not list_running(disturbed.store)
         if options.workers == 1:
@@ -47,8 +54,10 @@ def main() -> int:
     return 0
 
 
-def disturb(lives: Lives, num_kills: int, rng: random.Random) -> tuple[int, Counter[tuple[str, str]]]:
-    """Kill a sweep so many times, then let it end. Returns its number of trials and what was done."""
+def disturb(
+    lives: Lives, num_kills: int, rng: random.Random, server: Cluster | None
+) -> tuple[int, Counter[tuple[str, str]]]:
+    """Kill a sweep, or its database, so many times, then let it end. Returns its number of trials and what was done."""
     trials, kills, finished = _MORE_TRIALS, Counter[tuple[str, str]](), dict[int, optuna.trial.FrozenTrial]()
     MlflowStore(lives.store).open_experiment("warm-up")  # making the database takes seconds
     pid = lives.begin(trials)
@@ -58,7 +67,7 @@ def disturb(lives: Lives, num_kills: int, rng: random.Random) -> tuple[int, Coun
             trials += _MORE_TRIALS  # it came to its end: go on with more
             pid = lives.begin(trials)
             continue
-        whom, how = choose_kill(rng)
+        whom, how = choose_kill(rng, has_server=server is not None)
         workers = list_workers(pid)
         if whom == "coordinator":
             with no_orphans(workers):
@@ -66,7 +75,9 @@ def disturb(lives: Lives, num_kills: int, rng: random.Random) -> tuple[int, Coun
                 _check_end(lives, await_end(pid), how)
             finished |= {t.number: t for t in read_trials(lives.store) if t.state.is_finished()}
             pid = lives.begin(trials)
-        elif workers and lives.may_kill_worker():
+        elif whom == "database" and server is not None and lives.marker.exists():
+            restart(server, how)
+        elif whom == "worker" and workers and lives.may_kill_worker():
             os.kill(rng.choice(workers), how)
         else:
             continue
@@ -75,6 +86,12 @@ def disturb(lives: Lives, num_kills: int, rng: random.Random) -> tuple[int, Coun
     assert await_end(pid) == 0
     check_finished(finished, read_trials(lives.store))
     return trials, kills
+
+
+def restart(server: Cluster, how: signal.Signals) -> None:
+    """End a database server, by force or in good order, and start it again."""
+    server.kill() if how == signal.SIGKILL else server.stop()
+    server.start()
 
 
 def _check_end(lives: Lives, code: int, how: signal.Signals) -> None:

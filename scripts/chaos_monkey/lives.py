@@ -23,7 +23,7 @@ from cityopt.search.attempts import ATTEMPTS, FIRST_ATTEMPT, MAX_STALLED
 from cityopt.search.executors import local
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.preparation import PreparedStudy
-from cityopt.search.storage import open_storage
+from cityopt.search.storage import join_services, open_storage
 from cityopt.settings import validate
 
 NAME = "chaos"
@@ -55,11 +55,12 @@ def configure(trials: int) -> StudyConfig:
 
 
 class Lives:
-    """The lives of one sweep in one store."""
+    """The lives of one sweep in one store, which may point to a `database` on a server."""
 
-    def __init__(self, store: Path, *, workers: int) -> None:
+    def __init__(self, store: Path, *, workers: int, database: str | None = None) -> None:
         self.store, self.workers = store, workers
         store.mkdir(parents=True)
+        join_services(store, database, None)
         self._num_records = self._cold_kills = 0
         self.marker = store / "reconciled"
         """There once a life has finished what earlier ones left half done."""
@@ -142,7 +143,10 @@ def read_trials(store: Path) -> list[FrozenTrial]:
     """Return the trials as Optuna has them; none where no life got that far."""
     storage = open_storage(store)  # which lets one process at a time make the tables
     names = optuna.get_all_study_names(storage)
-    return optuna.load_study(study_name=NAME, storage=storage).get_trials() if NAME in names else []
+    try:
+        return optuna.load_study(study_name=NAME, storage=storage).get_trials() if NAME in names else []
+    finally:
+        storage.engine.dispose()  # the next life, a fork, would have the connections too
 
 
 def is_fragile(store: Path) -> bool:
@@ -190,10 +194,11 @@ def no_orphans(pids: list[int]) -> Iterator[None]:
         time.sleep(0.01)
 
 
-def choose_kill(rng: random.Random) -> tuple[str, signal.Signals]:
+def choose_kill(rng: random.Random, *, has_server: bool) -> tuple[str, signal.Signals]:
     """Return whom to kill, and how."""
     return rng.choice(
         [
+            *([("database", signal.SIGKILL), ("database", signal.SIGINT)] if has_server else []),
             ("coordinator", signal.SIGKILL),
             ("coordinator", signal.SIGKILL),
             ("coordinator", signal.SIGTERM),

@@ -16,7 +16,8 @@ from cityopt.data.synthetic import write_synthetic
 from cityopt.search.observer import Observer
 from cityopt.search.preparation import prepare_study
 from cityopt.search.storage import open_storage
-from cityopt.search.study import lock_study, open_study
+from cityopt.search.study import open_study
+from cityopt.search.study_lock import lock_study
 from cityopt.search.sweep import build_facts
 from cityopt.study_file import load_study
 from cityopt.tracking.mlflow_store import MlflowStore

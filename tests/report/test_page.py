@@ -36,7 +36,7 @@ from cityopt.report.origin import build_command, write_dataset, write_settings
 from cityopt.report.page import PARTS, write_page
 from cityopt.report.pictures import MAX_PICTURES, WIDTH_PX, encode_small
 from cityopt.search.storage import open_storage
-from cityopt.search.study import lock_study
+from cityopt.search.study_lock import lock_study
 from cityopt.settings import replace_settings
 from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import Record

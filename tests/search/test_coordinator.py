@@ -33,10 +33,10 @@ from cityopt.search.budget import Budget
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.executors.base import JobEnded, Noticed
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.requests import Request, RequestBox
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials
 from cityopt.search.study import open_study
-from cityopt.search.sweep import open_parent
 from cityopt.settings import replace_settings
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore

@@ -29,10 +29,10 @@ from cityopt.search.crossval_plan import Choice, Opened, build_plan, check_judge
 from cityopt.search.crossvalidation import CROSSVALS, CrossValidator, run_crossval
 from cityopt.search.final_model import build_final
 from cityopt.search.observer import Observer
+from cityopt.search.parent_run import open_parent
 from cityopt.search.single import SingleTraining
 from cityopt.search.storage import open_storage
 from cityopt.search.study import open_study
-from cityopt.search.sweep import open_parent
 from cityopt.settings import replace_settings
 from cityopt.store import run_folder
 from cityopt.tracking.mlflow_store import MlflowStore

@@ -14,7 +14,8 @@ from cityopt.search.retries import enqueue_failed
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RETRY_OF
 from cityopt.search.storage import open_storage
-from cityopt.search.study import lock_study, open_study
+from cityopt.search.study import open_study
+from cityopt.search.study_lock import lock_study
 
 
 @pytest.fixture

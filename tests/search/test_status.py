@@ -12,7 +12,8 @@ from small_studies import DECAY, DEPTH, FACTS, RATE, make_config
 from cityopt.errors import StoreError
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials, find_best_reported, read_status
 from cityopt.search.storage import open_storage
-from cityopt.search.study import lock_study, open_study
+from cityopt.search.study import open_study
+from cityopt.search.study_lock import lock_study
 
 NAN = float("nan")
 

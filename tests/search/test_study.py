@@ -17,7 +17,8 @@ from cityopt.commands.options import load
 from cityopt.errors import ConfigError, StoreError, StudyError
 from cityopt.runtime import count_cores
 from cityopt.search.storage import open_storage
-from cityopt.search.study import describe_differences, find_threads, is_swept, load_stored_study, lock_study, open_study
+from cityopt.search.study import describe_differences, find_threads, load_stored_study, open_study
+from cityopt.search.study_lock import is_swept, lock_study
 from cityopt.settings import replace_settings
 
 
@@ -184,7 +185,7 @@ def test_storage_is_in_wal_mode_when_opened(begun):
 
 _HOLDER = """
 import sys, pathlib
-from cityopt.search.study import lock_study
+from cityopt.search.study_lock import lock_study
 with lock_study(pathlib.Path(sys.argv[1]), "small"):
     print("held", flush=True)
     sys.stdin.read()

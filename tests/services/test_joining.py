@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from cityopt.errors import StoreError
 from cityopt.search.storage import hold_lock, join_services, open_database, open_storage
-from cityopt.search.study import lock_study
+from cityopt.search.study_lock import lock_study
 from cityopt.services import SERVICES
 
 pytestmark = pytest.mark.services

@@ -29,9 +29,8 @@ def holder(engine: sqlalchemy.Engine, postgres: Cluster) -> MakeTable:
     """Return a function that makes a holder of leases, by its name."""
 
     def make(name: str, lease_s: float = LONG_S, study: int = 1) -> LeaseTable:
-        table = LeaseTable(engine, study, owner=name, token=name, lease_s=lease_s)
-        with engine.begin() as connection:
-            table.create(connection)
+        table = LeaseTable(engine, study, owner=name, place="here", token=name, lease_s=lease_s)
+        table.create()
         return table
 
     postgres.wait_until_up_for(2 * SHORT_S)
@@ -111,14 +110,11 @@ def test_renewal_finds_out_when_a_lease_was_taken(holder: MakeTable, engine: sql
     assert two.renew() == {"trial-1"}  # nobody gives away what is another's
 
 
-def test_trial_without_a_lease_is_nobodys_for_a_while(holder: MakeTable, engine: sqlalchemy.Engine):
-    one, two = holder("one"), holder("two", SHORT_S)
-    assert one.claim("trial-0")
-    two.shelter(["trial-0", "trial-1"])
-    assert owners(one) == {"trial-0": "one", "trial-1": "nobody"}
-    assert not two.claim("trial-1")
-    expire(engine)
-    assert two.claim("trial-1")
+def test_lease_of_a_holder_known_to_be_dead_is_free_at_once(holder: MakeTable):
+    one, two, three = holder("one"), holder("two"), holder("three")
+    assert one.claim("trial-0") and one.claim("trial-1")
+    assert two.claim("trial-0", dead="one") and not three.claim("trial-0", dead="one")
+    assert not two.claim("trial-1", dead="three") and owners(one) == {"trial-0": "two", "trial-1": "one"}
 
 
 def test_leases_are_free_at_once_when_their_holder_hands_them_over(holder: MakeTable):

@@ -1,0 +1,87 @@
+"""Which trial is next: one that waits to go on, one that nobody works on any more, or a new one."""
+
+import time
+from collections.abc import Set
+
+import optuna
+
+from cityopt.search.executors.base import Executor
+from cityopt.search.ownership import Ownership
+from cityopt.search.reconciliation import adopt
+from cityopt.search.scorekeeping import Scorekeeper
+
+
+class Agenda:
+    """A coordinator's choice of what to try. Its methods raise what the studies' database raises.
+
+    `in_hand` are the numbers of the trials that the coordinator is at, those that end just now among them.
+    """
+
+    def __init__(self, keeper: Scorekeeper, executor: Executor, ownership: Ownership) -> None:
+        self._keeper, self._executor, self._ownership = keeper, executor, ownership
+        self.waiting: list[optuna.Trial] = []
+        """Trials of this coordinator that wait for a slot, to go on."""
+        self.elsewhere: list[int] = []
+        """Trials in other coordinators' hands, when last looked."""
+        self._orphan: int | None = None
+        """A trial that is owned, and not yet taken up."""
+        self._next_look = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to look for a trial: where there was none a moment ago, there is none now."""
+        return bool(self.waiting) or time.monotonic() >= self._next_look
+
+    def look_soon(self) -> None:
+        """Look as soon as there is a slot."""
+        self._next_look = 0.0
+
+    def count_begun(self, in_hand: Set[int]) -> int:
+        """Return how many of the study's trials have begun; one that is tried again counts once."""
+        return self._keeper.standing.num_ended + len(in_hand) + len(self.waiting) + len(self.elsewhere)
+
+    def has_more(self, in_hand: Set[int]) -> bool:
+        """Say whether a slot would find a trial, as far as is known."""
+        return bool(self.waiting) or self.count_begun(in_hand) < self._keeper.standing.trials
+
+    def survey(self, in_hand: Set[int]) -> None:
+        """Take in what other coordinators do."""
+        own = in_hand | {trial.number for trial in self.waiting}
+        self.elsewhere = self._ownership.look_around(lambda: self._keeper.survey(own))
+
+    def find_next(self, in_hand: Set[int]) -> tuple[optuna.Trial, bool] | None:
+        """Return the next trial, which is owned now, and whether it goes on; None where there is none."""
+        while not self.waiting:
+            if self._orphan is not None:
+                self.waiting += adopt(self._orphan, self._keeper, self._executor, self._ownership)
+                self._orphan = None
+                continue
+            with self._ownership.deciding():
+                self.survey(in_hand)
+                self._orphan = self._ownership.claim_orphan(self.elsewhere)
+                new = self._ask(in_hand) if self._orphan is None else None
+            if new is not None:
+                return new, False
+            if self._orphan is None:
+                self._next_look = time.monotonic() + self._ownership.look_interval_s
+                return None
+        return self.waiting.pop(0), True
+
+    def watches_others(self) -> bool:
+        """Say whether to stay for trials in other hands, to take over what is lost."""
+        return bool(self.elsewhere) and not self._keeper.budget.find_objection() and self._ownership.must_watch()
+
+    def drop(self, number: int) -> None:
+        """Forget a trial that is another coordinator's."""
+        self.waiting = [trial for trial in self.waiting if trial.number != number]
+
+    def _ask(self, in_hand: Set[int]) -> optuna.Trial | None:
+        if self.count_begun(in_hand) >= self._keeper.standing.trials:
+            return None
+        if objection := self._keeper.budget.find_objection():
+            if not in_hand:
+                self._keeper.observer.say(f"No more trials: {objection}.")
+            return None
+        trial = self._keeper.study.ask()
+        self._ownership.claim_new(trial.number)
+        return trial

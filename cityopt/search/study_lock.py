@@ -1,0 +1,105 @@
+"""Who is at work on a study: the lock of its only writer, and sweeps that share it on a server.
+
+locks/STUDY.lock    held by the process that it names: at work on trials, a promotion, a cross-validation
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO
+
+from cityopt.errors import StoreError
+from cityopt.search.leases import list_coordinators
+from cityopt.search.storage import connect, hold_lock
+from cityopt.services import hide_password, read_services
+from cityopt.store import describe_option
+
+_LOCK_PATIENCE_S = 1.0
+
+
+@contextmanager
+def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
+    """Hold a study as its only writer; `what` says at which work. The lock goes with the process, however it ends.
+
+    Raises StoreError when another process holds it.
+    """
+    path = store / "locks" / f"{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        if not _take_lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise StoreError(
+                f"study {name!r} is at work in another process (pid {holder}). "
+                f"Wait for it or stop it; watch it with: cityopt status --study {name}"
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}, {what}")
+        file.flush()
+        url = read_services(store).storage
+        with nullcontext() if url is None else _lock_in_database(store, name, url):
+            yield
+
+
+@contextmanager
+def join_sweep(store: Path, name: str) -> Iterator[None]:
+    """Hold a study for a sweep: as its only writer, or, on a server, beside other sweeps and nothing else.
+
+    Raises StoreError when another process holds it for something else.
+    """
+    url = read_services(store).storage
+    with lock_study(store, name) if url is None else _lock_in_database(store, name, url, shared=True):
+        yield
+
+
+@contextmanager
+def _lock_in_database(store: Path, name: str, url: str, *, shared: bool = False) -> Iterator[None]:
+    """Keep machines off that share the study's database and not its store."""
+    with hold_lock(url, f"study {name}", wait=False, shared=shared) as is_ours:
+        if not is_ours:
+            raise StoreError(
+                f"study {name!r} is at work on another machine, or from another store, in {hide_password(url)}. "
+                f"Wait for it or stop it there; watch it with: cityopt status --study {name}{describe_option(store)}"
+            )
+        yield
+
+
+def is_swept(store: Path, name: str) -> bool:
+    """Say whether some process is at work on a study's trials (not on its promotion or cross-validation)."""
+    return find_sweep(store, name) is not None
+
+
+def find_sweep(store: Path, name: str) -> float | None:
+    """Return when the sweep began that is at work on a study, in seconds since 1970; None where none is.
+
+    Where several share a study it is the first of them.
+    """
+    if url := read_services(store).storage:
+        with connect(url) as connection:
+            return min((lease.begun for lease in list_coordinators(connection, name)), default=None)
+    path = store / "locks" / f"{name}.lock"
+    if not path.is_file():
+        return None
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            is_sweep = not file.read().endswith((", promotion", ", crossval", ", retry"))
+            return path.stat().st_mtime if is_sweep else None
+    return None
+
+
+def _take_lock(file: IO[str]) -> bool:
+    """Lock a file, trying for a moment: `is_swept` in another process holds it for the blink of an eye."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
