@@ -11,10 +11,12 @@ from functools import lru_cache
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, String, select, type_coerce
+from sqlalchemy.exc import SQLAlchemyError
 
 _NO_NUMBERS = {"NAN": float("nan"), "INF_POS": float("inf"), "INF_NEG": float("-inf")}
 Rows = dict[int, list[Any]]
@@ -33,15 +35,26 @@ class BulkStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         if states is not None or trial_id_greater_than > -1:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
-        with self.engine.connect() as connection:
-            if self.engine.dialect.name == "postgresql":  # others write meanwhile: all tables as of one moment
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            return read_trials(connection, study_id)
+        try:
+            with self.engine.connect() as connection:
+                if self.engine.dialect.name == "postgresql":  # others write meanwhile: all tables as of one moment
+                    connection = connection.execution_options(isolation_level="REPEATABLE READ")
+                return read_trials(connection, study_id)
+        except SQLAlchemyError as error:  # in the words of Optuna's own way, which callers know
+            raise StorageInternalError("the trials cannot be read") from error
 
 
 def read_trials(connection: Connection, study_id: int) -> list[FrozenTrial]:
-    """Return all trials of a study, in the order of their ids."""
+    """Return all trials of a study, in the order of their ids.
+
+    Their states come first: what a trial that has ended holds was there before its end, whoever writes meanwhile.
+    """
     trials = _columns(models.TrialModel)
+    heads = connection.execute(
+        select(*(trials[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete")))
+        .where(trials["study_id"] == study_id)
+        .order_by(trials["trial_id"])
+    ).all()
 
     def read(model: Any, order: str, *names: str) -> Rows:
         columns = _columns(model)
@@ -58,7 +71,6 @@ def read_trials(connection: Connection, study_id: int) -> list[FrozenTrial]:
     steps = read(models.TrialIntermediateValueModel, "trial_intermediate_value_id", *names)
     user = read(models.TrialUserAttributeModel, "trial_user_attribute_id", "key", "value_json")
     system = read(models.TrialSystemAttributeModel, "trial_system_attribute_id", "key", "value_json")
-    heads = select(*(trials[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete")))
     return [
         FrozenTrial(
             number=number,
@@ -74,9 +86,7 @@ def read_trials(connection: Connection, study_id: int) -> list[FrozenTrial]:
             intermediate_values={epoch: _decode(*row) for epoch, *row in steps[trial_id]},
             trial_id=trial_id,
         )
-        for trial_id, number, state, start, complete in connection.execute(
-            heads.where(trials["study_id"] == study_id).order_by(trials["trial_id"])
-        )
+        for trial_id, number, state, start, complete in heads
     ]
 
 

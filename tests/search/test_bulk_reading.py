@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event
@@ -57,3 +59,23 @@ def test_number_of_queries_does_not_grow_with_the_trials(tmp_path: Path) -> None
         assert len(storage.get_all_trials(study._study_id)) == 21 * (len(counts) + 1)
         counts.append(len(queries))
     assert counts[0] == counts[1] <= 6
+
+
+def test_trial_that_ends_while_all_are_read_is_never_one_that_ended_without_a_value(tmp_path: Path) -> None:
+    """A sampler would keep it so for good: Optuna reads a trial that has ended only once."""
+    storage, reader = open_storage(tmp_path), open_storage(tmp_path)
+    study = optuna.create_study(storage=storage)
+    at_work = [study.ask({"rate": KINDS["rate"]}) for _ in range(6)]
+    event.listen(reader.engine, "after_cursor_execute", lambda *_: study.tell(at_work.pop(), 0.5))  # after each table
+    found = reader._get_trials(study._study_id, None, set(), -1)
+    assert at_work == [] and {len(trial.params) for trial in found} == {1}
+    assert {trial.value for trial in found if trial.state == TrialState.COMPLETE} <= {0.5}
+
+
+def test_failure_to_read_is_told_as_optuna_tells_it(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    study = optuna.create_study(storage=storage)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE trial_params")
+    with pytest.raises(StorageInternalError):
+        storage._get_trials(study._study_id, None, set(), -1)
