@@ -3,14 +3,15 @@
 A node that does not see the store trains in a folder of its own. Its `Outbox` cuts what has changed there into pieces,
 the coordinator's `Inbox` puts them into the run's folder; the other way round before an attempt begins. Pieces are
 small enough for any transport. A file is replaced whole, and checkpoints come before the records that they explain, so
-that a transfer may be cut off anywhere: what has arrived is what a kill between two writes would have left.
+that a transfer may be cut off anywhere: what has arrived is what a kill between two writes would have left. Nothing is
+put anywhere but where a training writes, whatever the other side calls it.
 """
 
 import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cityopt.tracking.run_folder import ARTIFACTS, BEST, LAST, LOG, METRICS, PARAMS, link_atomically
 
@@ -88,11 +89,13 @@ class Inbox:
         self._folder = folder
 
     def put(self, pieces: list[Piece]) -> None:
-        """Add pieces; a file appears whole with its last one. Raises OSError."""
+        """Add pieces; a file appears whole with its last one. Raises OSError, ValueError: no file of a training."""
         for piece in pieces:
+            _check_name(piece.name)
             target = self._folder / piece.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if piece.link:
+                _check_name(piece.link)
                 link_atomically(self._folder / piece.link, target)
             else:
                 self._append(target, piece)
@@ -106,6 +109,13 @@ class Inbox:
                 os.fsync(file.fileno())
         if piece.is_last:
             partial.replace(target)
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    is_artifact = len(path.parts) > 1 and path.parts[0] == ARTIFACTS and ".." not in path.parts
+    if name not in _ORDER and not is_artifact:
+        raise ValueError(f"a node may send {', '.join(_ORDER)} and files in {ARTIFACTS}/, but got {name!r}.")
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

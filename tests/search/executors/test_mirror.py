@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cityopt.search.executors import mirror
-from cityopt.search.executors.mirror import Inbox, Outbox
+from cityopt.search.executors.mirror import Inbox, Outbox, Piece
 from cityopt.tracking.run_folder import begin_attempt, link_atomically, write_atomically
 
 
@@ -89,3 +89,14 @@ def test_training_gets_what_it_reads_and_only_news_come_back(folders):
     write_epoch(there, 2, is_best=False)
     assert "best.pt" not in send(back, Inbox(here))
     assert (here / "metrics.jsonl").read_text() == "epoch 1\nepoch 2\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "artifacts/../../out", "artifacts", "/out", "status.json", "attempt.json", "", "artifacts/.."]
+)
+def test_nothing_is_put_where_a_training_does_not_write(tmp_path, name):
+    inbox = Inbox(tmp_path / "run")
+    for piece in (Piece(name, b"x"), Piece("best.pt", link=name or "..")):
+        with pytest.raises(ValueError, match="a node may send"):
+            inbox.put([piece])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
