@@ -167,16 +167,21 @@ def claim_place(folder: Path) -> tuple[Path, IO[bytes]]:
     Raises OSError: nothing can be written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("wb") as turn:  # of several slots that begin, none finds another's without its lock
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        _remove_left(folder)
+        place = folder / uuid.uuid4().hex
+        place.mkdir()
+        lock = (place / "lock").open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return place, lock
+
+
+def _remove_left(folder: Path) -> None:
     for left in folder.iterdir():
         try:
             with (left / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
-        except OSError:  # held, or another one is removing it
+        except OSError:  # held
             continue
-    place = folder / uuid.uuid4().hex
-    hidden = place.with_name(f".{place.name}")  # nobody may find it without its lock
-    hidden.mkdir()
-    lock = (hidden / "lock").open("wb")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return hidden.rename(place), lock

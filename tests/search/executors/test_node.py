@@ -1,6 +1,8 @@
 """A slot on a node: where it trains, what it reports, and what it leaves behind."""
 
+import fcntl
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def test_slot_trains_in_a_folder_of_its_own_when_it_does_not_see_the_store(plan,
     slot, inbox = NodeSlot(plan), Inbox(job.folder)
     assert slot.describe().host == "node-7" and not slot.describe().sees_store
     slot.start()
-    (place,) = (tmp_path / "home" / "cityopt" / "slots").iterdir()
+    (place,) = (tmp_path / "home" / "cityopt" / "slots").glob("[!.]*")
     slot.receive(job.token, [Piece("last.pt", b"what was sent")])
     slot.submit(job)
     events = report(slot, inbox, EpochDone)
@@ -146,4 +148,25 @@ def test_places_of_slots_that_are_gone_are_removed_and_no_others(tmp_path):
     another, other_lock = claim_place(tmp_path / "slots")
     assert not gone.exists() and held.is_dir() and another.is_dir() and held != another
     its_lock.close()
+    other_lock.close()
+
+
+def test_place_that_another_slot_is_making_is_left_alone(tmp_path, monkeypatch):
+    """The other slot begins at the worst moment: just before this one has its place's lock."""
+    folder, others, begun = tmp_path / "slots", [], []
+
+    def begin_another(file, operation):
+        if file.name.endswith("/lock") and operation == fcntl.LOCK_EX and not others:
+            others.append(threading.Thread(target=lambda: begun.append(claim_place(folder))))
+            others[0].start()
+            others[0].join(0.2)
+        flock(file, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr("fcntl.flock", begin_another)
+    place, lock = claim_place(folder)
+    others[0].join(10)
+    ((other, other_lock),) = begun
+    assert place.is_dir() and other.is_dir() and place != other
+    lock.close()
     other_lock.close()
