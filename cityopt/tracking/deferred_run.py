@@ -5,6 +5,10 @@
 Training never waits for MLflow: the coordinator begins the trial in such a folder, and the shipper makes the run when
 MLflow answers. The run then bears the folder's id as the tag `cityopt.request`, by which it is found again where the
 answer was lost, and a link named like MLflow's id leads to the folder.
+
+    closed.json     {}: MLflow shows an end of the run, though it went on when MLflow was away
+
+The shipper makes such a run RUNNING again before it sends anything, so that what follows is not forgotten.
 """
 
 import fcntl
@@ -15,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cityopt.store import run_folder
-from cityopt.tracking.run_folder import read_json, write_json
+from cityopt.tracking.run_folder import DATASET, read_json, write_json
 
-DEFERRED = "deferred.json"
+DEFERRED, CLOSED = "deferred.json", "closed.json"
 REQUEST = "cityopt.request"
 """Tag of a run: the id under which it was first asked for."""
 
@@ -63,9 +67,9 @@ def make_deferred(folder: Path, make: Callable[[DeferredRun], str]) -> str:
         deferred = _read(folder)
         assert deferred is not None  # it was there a moment ago, and nobody removes it
         run_id = deferred.run_id or make(deferred)
+        with suppress(OSError):  # first the link: whoever finds the run in MLflow looks for its folder there
+            folder.with_name(run_id).symlink_to(folder.name)
         write_json(folder / DEFERRED, asdict(replace(deferred, run_id=run_id)))
-    with suppress(OSError):  # a link is a convenience
-        folder.with_name(run_id).symlink_to(folder.name)
     return run_id
 
 
@@ -79,6 +83,25 @@ def list_unmade(store: Path, study: str) -> list[Path]:
     folders = [path.parent for path in sorted(store.glob(f"runs/*/{DEFERRED}")) if not path.parent.is_symlink()]
     found = {folder: _read(folder) for folder in folders}
     return [folder for folder, run in found.items() if run is not None and run.study == study and run.run_id is None]
+
+
+def note_closed(folder: Path) -> None:
+    """Write down that MLflow, which is away, shows an end of a run that goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CLOSED, {})
+
+
+def open_closed(folder: Path, reopen: Callable[[], None]) -> None:
+    """Make a run RUNNING again in MLflow if that is still to be done."""
+    if (folder / CLOSED).is_file():
+        reopen()
+        (folder / CLOSED).unlink()
+
+
+def list_closed(store: Path, study: str) -> list[Path]:
+    """Return the folders of a study's runs that went on while MLflow shows an end of them."""
+    folders = [path.parent for path in sorted(store.glob(f"runs/*/{CLOSED}")) if not path.parent.is_symlink()]
+    return [folder for folder in folders if (read_json(folder / DATASET) or {}).get("name") == study]
 
 
 def _read(folder: Path) -> DeferredRun | None:

@@ -14,7 +14,14 @@ from typing import TypeVar
 from cityopt.errors import StoreError
 from cityopt.services import hide_password
 from cityopt.store import run_folder
-from cityopt.tracking.deferred_run import REQUEST, defer_run, find_mlflow_id, new_request
+from cityopt.tracking.deferred_run import (
+    REQUEST,
+    defer_run,
+    find_mlflow_id,
+    follow_link,
+    new_request,
+    note_closed,
+)
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
 T = TypeVar("T")
@@ -63,11 +70,16 @@ class PatientStore(MlflowStore):
         return self._insist(lambda: MlflowStore.find_run(self, study, name))
 
     def reopen_run(self, run_id: str) -> None:
-        """Make an ended run RUNNING again, to go on with it. A server that is away sees no more than its next end."""
-        known = find_mlflow_id(run_folder(self.store, run_id))
-        if known is not None and not self._is_known_away():
+        """Make an ended run RUNNING again, to go on with it; where the server is away, the shipper does that later."""
+        folder = run_folder(self.store, run_id)
+        known = find_mlflow_id(folder)
+        if known is None:
+            return
+        if not self._is_known_away():
             with self._going_on():
                 MlflowStore.reopen_run(self, known)
+                return
+        note_closed(follow_link(folder))
 
     def _create_or_defer(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
         request = new_request()

@@ -4,7 +4,7 @@ Each pass over a folder sends what is new: params, the dataset, the description,
 their original times), artifacts; once the run has ended, its log, its best checkpoint and its final status, last of
 all. What has arrived is written to `shipped.json` in the folder afterwards, so a kill at any point makes something be
 sent again, never lost, and MLflow takes the same record twice as one. A run is therefore RUNNING in MLflow until all of
-it is there: `catch_up` looks for exactly those, and for the runs that ended before MLflow ever heard of them.
+it is there: `catch_up` looks for exactly those, and for the runs that began, or went on, and ended while it was away.
 
     ending.json     how the run ends in MLflow, from `end`
     shipped.json    what MLflow has, from the thread
@@ -22,7 +22,7 @@ from typing import Any
 
 from cityopt.errors import StoreError
 from cityopt.store import run_folder
-from cityopt.tracking.deferred_run import follow_link, list_unmade, make_deferred
+from cityopt.tracking.deferred_run import follow_link, list_closed, list_unmade, make_deferred, open_closed
 from cityopt.tracking.mlflow_store import DESCRIPTION, MlflowStore, RefusedError, RunEnd
 from cityopt.tracking.record import RECORD, pack_record
 from cityopt.tracking.run_folder import ARTIFACTS, BEST, DATASET, LOG, NOTE, PARAMS, read_json, read_records, write_json
@@ -177,7 +177,7 @@ class Shipper:
     def _look_for_runs(self, study: str, ended_only: bool) -> None:
         try:
             run_ids = self._store.list_running(study)
-            unmade = list_unmade(self._store.store, study)
+            unheard = [*list_unmade(self._store.store, study), *list_closed(self._store.store, study)]
         except StoreError as error:
             self._problem = str(error)
             return
@@ -188,7 +188,7 @@ class Shipper:
                 has_ended = (folder / ENDING).is_file()
                 if folder.name not in self._watched and folder.is_dir() and (has_ended or not ended_only):
                     self._add(folder.name, folder, ended=has_ended)
-            for folder in unmade:
+            for folder in unheard:
                 if folder.name not in self._watched and (folder / ENDING).is_file():
                     self._add(folder.name, folder, ended=True)
             self._studies.pop(study, None)
@@ -233,8 +233,10 @@ class Shipper:
         """
         had_ended = run.ended
         if run.mlflow_id is None:
-            run.mlflow_id = make_deferred(run.folder, lambda made: self._store.make_run(run.folder.name, made))
+            request = follow_link(run.folder).name
+            run.mlflow_id = make_deferred(run.folder, lambda made: self._store.make_run(request, made))
         mlflow_id = run.mlflow_id
+        open_closed(run.folder, lambda: MlflowStore.reopen_run(self._store, mlflow_id))  # which waits for nobody
         ending = read_json(run.folder / ENDING)
         self._ship_records(run, mlflow_id, ending["tags"] if ending else {})
         files = {path.relative_to(run.folder / ARTIFACTS).as_posix(): path for path in _list_artifacts(run.folder)}

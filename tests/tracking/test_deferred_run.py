@@ -1,15 +1,27 @@
 """Trials that begin while MLflow is away: made by it once when it answers, whole, whoever died in between."""
 
+from pathlib import Path
+
 import pytest
 from test_mlflow_shipper import NUM_EPOCHS, MirroredRun, wait_for
 
 from cityopt.errors import StoreError
 from cityopt.store import run_folder
 from cityopt.tracking import deferred_run
-from cityopt.tracking.deferred_run import defer_run, find_mlflow_id, list_unmade, new_request
+from cityopt.tracking.deferred_run import (
+    CLOSED,
+    defer_run,
+    find_mlflow_id,
+    list_closed,
+    list_unmade,
+    make_deferred,
+    new_request,
+    note_closed,
+)
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
+from cityopt.tracking.run_folder import write_dataset
 
 
 class RunBegunAlone(MirroredRun):
@@ -106,3 +118,55 @@ def test_folder_that_nobody_uses_makes_no_run(mlflow_store: MlflowStore, alone: 
     shipper.catch_up(alone.study)
     assert shipper.drain(20) and shipper.close()
     assert mlflow_store.find_run(alone.study, "trial-0000") is None
+
+
+@pytest.mark.parametrize("step", ["symlink_to", "write_json"])
+def test_run_whose_process_died_noting_it_is_found_by_the_id_that_mlflow_shows(
+    mlflow_store: MlflowStore, alone: RunBegunAlone, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The next process sees it RUNNING, and ends it by that id before it looks for folders."""
+    alone.record(range(1, NUM_EPOCHS + 1))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*(Path, step) if step == "symlink_to" else (deferred_run, step), die)
+        make_deferred(alone.folder, lambda made: mlflow_store.make_run(alone.request, made))
+    assert find_mlflow_id(alone.folder) is None
+    folder = run_folder(mlflow_store.store, alone.run_id)
+    assert folder.is_symlink() == (step == "write_json")
+    shipper = Shipper(mlflow_store, interval_s=0.02)
+    shipper.end(
+        alone.run_id if folder.is_symlink() else alone.request, "KILLED", {"cityopt.state": "pruned"}, end_ms=99
+    )
+    assert shipper.drain(20) and shipper.close()
+    alone.check_whole()
+    assert folder.samefile(alone.folder)
+
+
+def test_run_that_went_on_while_mlflow_was_away_is_sent_by_the_next_process(
+    mlflow_store: MlflowStore, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow shows the end of an earlier attempt, so that it is not among the runs that are RUNNING."""
+    run = MirroredRun(mlflow_store, study)
+    write_dataset(run.folder, study, "digest", "root")
+    mlflow_store.finish_run(run.run_id, "KILLED", {"cityopt.state": "interrupted"}, end_ms=1)
+    note_closed(run.folder)
+    run.record(range(1, NUM_EPOCHS + 1))
+
+    def refuse(*_: object) -> None:
+        raise StoreError("no connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowStore, "reopen_run", refuse)
+        first = Shipper(mlflow_store, interval_s=0.02)
+        first.end(run.run_id, "KILLED", {"cityopt.state": "pruned"}, end_ms=99)
+        wait_for(first, lambda: "no connection" in first.problem)
+        assert not first.close()
+    assert list_closed(mlflow_store.store, study) == [run.folder] and not list_closed(mlflow_store.store, "another")
+    second = Shipper(mlflow_store, interval_s=0.02)
+    second.catch_up(study)
+    assert second.drain(20) and second.close()
+    run.check_whole()
+    assert not (run.folder / CLOSED).exists()

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from cityopt.errors import StoreError
+from cityopt.store import run_folder
 from cityopt.tracking import mlflow_patience
-from cityopt.tracking.deferred_run import list_unmade
+from cityopt.tracking.deferred_run import CLOSED, list_unmade
 from cityopt.tracking.mlflow_patience import PATIENCE_S, PatientStore
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
@@ -117,6 +118,7 @@ def test_run_that_cannot_be_reopened_goes_on(
 ) -> None:
     asked = fail(monkeypatch, "reopen_run", 1)
     remote.reopen_run("id")
+    assert (run_folder(remote.store, "id") / CLOSED).is_file(), "the shipper is to reopen it"
     remote.reopen_run("id")
     clock.now += 60
     remote.reopen_run("id")
