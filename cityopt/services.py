@@ -97,7 +97,7 @@ def has_runs(store: Path) -> bool:
 
 
 def _parse_storage(url: str) -> str:
-    if (found := re.match(_POSTGRES, url)) and _has_sane_port(url):
+    if (found := re.match(_POSTGRES, url)) and _has_sane_port(url) and urlsplit(url).netloc.count("@") <= 1:
         return f"postgresql+psycopg://{url[found.end() :]}"
     why = "The database in a file is what a store has without --storage. " if url.startswith("sqlite") else ""
     raise ConfigError(

@@ -34,6 +34,7 @@ def test_storage_gets_the_driver_that_is_installed_whatever_the_spelling(driver)
         ("mysql://ann:rosebud@h/db", None, "must be the address of a PostgreSQL database"),
         ("postgresql://ann:rosebud@h:54x/db", None, "HOST:PORT"),
         ("postgresql://ann:rose/bud@h/db", None, "special characters as %2F"),
+        ("postgresql://ann:rose@rosebud@h/db", None, "special characters as %2F"),  # its end would be taken for a host
         ("", None, "must be the address of a PostgreSQL database"),
         (None, "sqlite:///mlflow.db", "without it a store has runs in a database of its own"),
         (None, "http://h:54x", "must be the address of an MLflow server"),

@@ -111,7 +111,7 @@ def _translating(url: str) -> Iterator[None]:
     shown = hide_password(url)
     try:
         yield
-    except (ModuleNotFoundError, NoSuchModuleError) as error:
+    except (ImportError, NoSuchModuleError) as error:  # psycopg without its library is there, and is none
         raise StoreError(
             f"studies in {shown} need a driver for PostgreSQL. Install it with: pip install 'cityopt[postgres]'"
         ) from error
