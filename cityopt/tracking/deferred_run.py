@@ -12,6 +12,7 @@ The shipper makes such a run RUNNING again before it sends anything, so that wha
 """
 
 import fcntl
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -49,6 +50,11 @@ def defer_run(store: Path, request: str, study: str, name: str, kind: str, tags:
 def new_request() -> str:
     """Return an id that no run has."""
     return uuid.uuid4().hex
+
+
+def is_request(text: str) -> bool:
+    """Say whether a text, which anybody may write into a tag, is such an id."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def find_mlflow_id(folder: Path) -> str | None:

@@ -6,10 +6,11 @@ its own runs; what the others recorded is on the server. Checkpoints are fetched
 
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cityopt.store import run_folder
-from cityopt.tracking.deferred_run import REQUEST
+from cityopt.tracking.deferred_run import REQUEST, is_request
 from cityopt.tracking.mlflow_store import MlflowStore, translate_errors
 from cityopt.tracking.record import RECORD, unpack_record
 from cityopt.tracking.run_folder import ARTIFACTS
@@ -45,21 +46,24 @@ def _list_ended(mlflow: MlflowStore, study: str) -> list[Any]:
 
 
 def _restore(mlflow: MlflowStore, run: Any, drawn: Collection[str | None]) -> bool:
-    run_id, tags = str(run.info.run_id), run.data.tags
-    folder, other = run_folder(mlflow.store, run_id), run_folder(mlflow.store, tags.get(REQUEST, run_id))
+    run_id, request = str(run.info.run_id), str(run.data.tags.get(REQUEST, ""))
+    folder, other = (run_folder(mlflow.store, name) for name in (run_id, request if is_request(request) else run_id))
     if folder.exists() or other.exists():
         return False
     record = mlflow.fetch_artifact(run_id, RECORD)
     if record is None:
         return False
-    unpack_record(record, folder)
     if other != folder:
-        with suppress(OSError):
+        with suppress(OSError):  # it is there and leads nowhere, if this was cut off before
             other.symlink_to(folder.name)  # the study knows a run by this name if MLflow was away when it began
-    if tags.get("cityopt.kind") == _WITH_PICTURES or {run_id, other.name} & set(drawn):
-        with translate_errors(f"fetch the artifacts of the run {run_id}"):
-            for item in mlflow.client.list_artifacts(run_id):
-                if item.path not in (*_HEAVY, RECORD):
-                    (folder / ARTIFACTS).mkdir(exist_ok=True)
-                    mlflow.client.download_artifacts(run_id, item.path, str(folder / ARTIFACTS))
+    has_pictures = run.data.tags.get("cityopt.kind") == _WITH_PICTURES or {run_id, other.name} & set(drawn)
+    unpack_record(record, folder, lambda partial: _fetch_light(mlflow, run_id, partial) if has_pictures else None)
     return True
+
+
+def _fetch_light(mlflow: MlflowStore, run_id: str, folder: Path) -> None:
+    with translate_errors(f"fetch the artifacts of the run {run_id}"):
+        for item in mlflow.client.list_artifacts(run_id):
+            if item.path not in (*_HEAVY, RECORD):
+                (folder / ARTIFACTS).mkdir(exist_ok=True)
+                mlflow.client.download_artifacts(run_id, item.path, str(folder / ARTIFACTS))

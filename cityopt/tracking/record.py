@@ -6,6 +6,7 @@ The shipper puts it among the artifacts of a run on a server when the run ends; 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from cityopt.errors import StoreError
@@ -29,8 +30,11 @@ def pack_record(folder: Path) -> Path:
     return path
 
 
-def unpack_record(path: Path, folder: Path) -> None:
-    """Make a run's folder of its record, whole or not at all. Raises StoreError: it cannot be written, or is broken."""
+def unpack_record(path: Path, folder: Path, add_more: Callable[[Path], None] = lambda _: None) -> None:
+    """Make a run's folder of its record, and of what `add_more` puts there, whole or not at all.
+
+    Raises StoreError: it cannot be written, or is broken.
+    """
     partial = None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -39,6 +43,7 @@ def unpack_record(path: Path, folder: Path) -> None:
             if content is not None:
                 write_json(partial.path / name, content)
         write_atomically(partial.path / METRICS, record["metrics"].encode())
+        add_more(partial.path)
         partial.finish()
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"the record {path} cannot be made a folder of: {error}") from error
