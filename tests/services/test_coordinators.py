@@ -196,9 +196,8 @@ def test_four_coordinators_complete_exactly_the_trials_asked_for(store: Path, pr
 
 def test_trial_of_a_killed_coordinator_goes_on_under_its_number_and_seed(store: Path, prepare: Prepare):
     doomed, other = prepare(2, trials=3, epochs=12)
-    doomed.go().wait_for(r"epoch trial-\d+ 1")
-    other.go().wait_for(r"epoch trial-\d+ 1")
-    number = int(doomed.wait_for(r"epoch trial-(\d+) 5")[1])
+    other.go()
+    number = int(doomed.go().wait_for(r"epoch trial-(\d+) 5")[1])
     doomed.send(signal.SIGKILL)
     killed = time.monotonic()
     other.wait_for(rf"begin trial-{number:04d} ")
@@ -239,18 +238,18 @@ def test_coordinator_writes_nothing_more_when_it_wakes_after_its_lease(store: Pa
     sleeper.go().wait_for(r"epoch trial-0000 2")
     sleeper.send(signal.SIGSTOP)
     other.go().wait_for("begin trial-0000 ")
+    before = sum(line.startswith("epoch trial-0000") for line in sleeper.lines)
     sleeper.send(signal.SIGCONT)
     sleeper.wait_for("Trial 0 is another coordinator's")
     assert sleeper.end() == other.end() == 0
-    assert sum(line.startswith("epoch trial-0000") for line in sleeper.lines) <= 3
+    assert sum(line.startswith("epoch trial-0000") for line in sleeper.lines) <= before + 1
     check_whole(store, 2, epochs=8)
 
 
 def test_trials_go_on_at_once_when_their_coordinator_is_told_to_leave(store: Path, prepare: Prepare):
     leaver, other = prepare(2, trials=3, epochs=20, lease_s=600.0)
-    leaver.go().wait_for(r"epoch trial-\d+ 1")
-    other.go().wait_for(r"epoch trial-\d+ 1")
-    number = int(leaver.wait_for(r"epoch trial-(\d+) 3")[1])
+    other.go()
+    number = int(leaver.go().wait_for(r"epoch trial-(\d+) 3")[1])
     leaver.send(signal.SIGTERM)
     assert leaver.end() == 0 and leaver.lines[-1] == "left"
     assert other.end() == 0
