@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Set
+from contextlib import suppress
 
 import optuna
 
 from cityopt.search.executors.base import Executor
-from cityopt.search.ownership import Ownership
+from cityopt.search.ownership import LeaseLostError, Ownership
 from cityopt.search.reconciliation import adopt
 from cityopt.search.scorekeeping import Scorekeeper
 
@@ -25,6 +26,8 @@ class Agenda:
         """Trials in other coordinators' hands, when last looked."""
         self._orphan: int | None = None
         """A trial that is owned, and not yet taken up."""
+        self._new: optuna.Trial | None = None
+        """A trial that was asked for and is owned; kept, in case the database goes away before it is given out."""
         self._next_look = 0.0
 
     @property
@@ -53,14 +56,15 @@ class Agenda:
         """Return the next trial, which is owned now, and whether it goes on; None where there is none."""
         while not self.waiting:
             if self._orphan is not None:
-                self.waiting += adopt(self._orphan, self._keeper, self._executor, self._ownership)
-                self._orphan = None
+                self._adopt(self._orphan)
                 continue
-            with self._ownership.deciding():
-                self.survey(in_hand)
-                self._orphan = self._ownership.claim_orphan(self.elsewhere)
-                new = self._ask(in_hand) if self._orphan is None else None
-            if new is not None:
+            if self._new is None:
+                with self._ownership.deciding():
+                    self.survey(in_hand)
+                    self._orphan = self._ownership.claim_orphan(self.elsewhere)
+                    self._new = self._ask(in_hand) if self._orphan is None else None
+            if self._new is not None:
+                new, self._new = self._new, None
                 return new, False
             if self._orphan is None:
                 self._next_look = time.monotonic() + self._ownership.look_interval_s
@@ -74,6 +78,14 @@ class Agenda:
     def drop(self, number: int) -> None:
         """Forget a trial that is another coordinator's."""
         self.waiting = [trial for trial in self.waiting if trial.number != number]
+        self._orphan = None if self._orphan == number else self._orphan
+        self._new = None if self._new is not None and self._new.number == number else self._new
+
+    def _adopt(self, number: int) -> None:
+        """Let a trial that is owned wait for its slot, unless it has ended, or is another coordinator's after all."""
+        with suppress(LeaseLostError):
+            self.waiting += adopt(number, self._keeper, self._executor, self._ownership)
+        self._orphan = None
 
     def _ask(self, in_hand: Set[int]) -> optuna.Trial | None:
         if self.count_begun(in_hand) >= self._keeper.standing.trials:
@@ -83,5 +95,8 @@ class Agenda:
                 self._keeper.observer.say(f"No more trials: {objection}.")
             return None
         trial = self._keeper.study.ask()
-        self._ownership.claim_new(trial.number)
+        try:
+            self._ownership.claim_new(trial.number)
+        except LeaseLostError:  # this process was suspended in between, and others did not wait
+            return None
         return trial
