@@ -86,7 +86,7 @@ class LeasedOwner(Ownership):
         with suppress(SQLAlchemyError):  # the database is away: the leases run out
             self._table.hand_over(self._held)
             self._table.release(self._presence)
-            self._table.bury(lease.token for lease in self._list_others() if not _is_alive(lease))
+            self._table.bury(lease.token for lease in self._list_others() if not lease.may_be_alive)
 
     def deciding(self, longest_s: float | None = None) -> AbstractContextManager[None]:
         """Wait for one's turn, and keep the others off."""
@@ -149,7 +149,7 @@ class LeasedOwner(Ownership):
 
     def is_alone(self) -> bool:
         """Look for other coordinators that are alive."""
-        return not any(map(_is_alive, self._list_others()))
+        return not any(lease.may_be_alive for lease in self._list_others())
 
     def must_watch(self) -> bool:
         """Stay as the writer of the study's own run; else until that one has renewed its lease: it is alive, and stays.
@@ -241,7 +241,3 @@ class LeasedOwner(Ownership):
         number = getattr(self._fenced, "number", None)
         if number is not None and not self._table.holds(session, name_trial(number)):
             raise LeaseLostError(number)
-
-
-def _is_alive(lease: Lease) -> bool:
-    return lease.is_live and not is_gone(lease.place)

@@ -20,6 +20,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from cityopt.search.processes import is_gone
+
 PARENT = "parent"
 _COORDINATOR = "coordinator-"
 _LOCK_PATIENCE_MS = 2000
@@ -85,6 +87,11 @@ class Lease:
     def is_coordinator(self) -> bool:
         """Whether it says that a coordinator is at work on the study."""
         return self.subject.startswith(_COORDINATOR)
+
+    @property
+    def may_be_alive(self) -> bool:
+        """Whether its holder gave a sign of life lately, and is not a process that was on this machine and is gone."""
+        return self.is_live and not is_gone(self.place)
 
     @property
     def trial(self) -> int | None:
@@ -170,12 +177,12 @@ def lock_decisions(engine: Engine, study_id: int, longest_s: float = 60.0) -> It
 
 
 def list_coordinators(connection: Connection, study: str) -> list[Lease]:
-    """Return the leases that say that a coordinator is alive and at work on the study of this name."""
+    """Return the leases of the coordinators at work on the study of this name, of those that may be alive."""
     if connection.execute(text("SELECT to_regclass('cityopt_leases')")).scalar() is None:
         return []
     found = connection.execute(text("SELECT study_id FROM studies WHERE study_name = :name"), {"name": study}).scalar()
     leases = [Lease(*row) for row in connection.execute(_LIST, {"study": found})]
-    return [lease for lease in leases if lease.is_live and lease.is_coordinator]
+    return [lease for lease in leases if lease.may_be_alive and lease.is_coordinator]
 
 
 def name_trial(number: int) -> str:

@@ -59,7 +59,8 @@ def join_sweep(store: Path, name: str) -> Iterator[None]:
 def _lock_in_database(store: Path, name: str, url: str, *, shared: bool = False) -> Iterator[None]:
     """Keep machines off that share the study's database and not its store."""
     with hold_lock(url, f"study {name}", wait=False, shared=shared) as is_ours:
-        if not is_ours:
+        # Locks go with a restart of the server, and leases stay.
+        if not is_ours or (not shared and is_swept(store, name)):
             raise StoreError(
                 f"study {name!r} is at work on another machine, or from another store, in {hide_password(url)}. "
                 f"Wait for it or stop it there; watch it with: cityopt status --study {name}{describe_option(store)}"

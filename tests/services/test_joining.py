@@ -10,8 +10,11 @@ from postgres import PASSWORD, Cluster
 from sqlalchemy import text
 
 from cityopt.errors import StoreError
+from cityopt.search.leased_owner import open_ownership
+from cityopt.search.leases import LeaseTable, name_coordinator
+from cityopt.search.processes import name_process
 from cityopt.search.storage import hold_lock, join_services, open_database, open_storage
-from cityopt.search.study_lock import lock_study
+from cityopt.search.study_lock import is_swept, lock_study
 from cityopt.services import SERVICES
 
 pytestmark = pytest.mark.services
@@ -78,6 +81,34 @@ def test_study_has_one_writer_on_all_machines(database: str, tmp_path: Path):
             pass
     with lock_study(there, "small"):
         pass
+
+
+def test_study_has_no_other_writer_beside_sweeps_whose_lock_went_with_a_restart_of_the_server(
+    database: str, tmp_path: Path, postgres: Cluster
+):
+    store = join_services(tmp_path / "store", database, None)
+    storage = open_storage(store)
+    study = optuna.create_study(study_name="small", storage=storage)
+    with open_ownership(storage, study, 600.0):  # a coordinator, without its lock
+        assert is_swept(store, "small")
+        with pytest.raises(StoreError, match="at work on another machine"), lock_study(store, "small", "promotion"):
+            pytest.fail("a promotion beside a sweep")
+    with lock_study(store, "small", "promotion"):
+        pass
+
+
+def test_sweep_is_over_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
+    store = join_services(tmp_path / "store", database, None)
+    storage = open_storage(store)
+    study = optuna.create_study(study_name="small", storage=storage)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        place = name_process(process.pid)
+        table = LeaseTable(storage.engine, study._study_id, owner="it", place=place, token="t", lease_s=600.0)
+        table.create()
+        assert table.claim(name_coordinator("t")) and is_swept(store, "small")
+        process.kill()
+        process.wait()
+        assert not is_swept(store, "small")
 
 
 def test_lock_ends_with_the_process_that_held_it(database: str):
