@@ -19,6 +19,7 @@ from typing import Literal
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import DBAPIError
 
 from cityopt.config import RunConfig, StudyConfig
 from cityopt.data.roots import cache_folder
@@ -47,7 +48,7 @@ from cityopt.search.ownership import LeaseLostError, Ownership, SoleOwner
 from cityopt.search.pretrained import check_searched_weights
 from cityopt.search.pruning import RungPruner
 from cityopt.search.reconciliation import end_stragglers, reconcile
-from cityopt.search.requests import Request, open_requests
+from cityopt.search.requests import Request, Requests, open_requests
 from cityopt.search.retries import enqueue_failed
 from cityopt.search.scorekeeping import Scorekeeper
 from cityopt.search.space import build_trial_config, sample_settings
@@ -106,6 +107,7 @@ class Coordinator:
         observer: Observer,
         parent: Tracker,
         ownership: Ownership | None = None,
+        requests: Requests | None = None,
     ) -> None:
         self.store, self.study, self.config, self.facts, self.device = store, study, config, facts, device
         self.executor, self.mlflow, self.shipper, self.observer = executor, mlflow, shipper, observer
@@ -116,7 +118,7 @@ class Coordinator:
         self.budget = self.keeper.budget
         self.ownership = ownership or SoleOwner()
         self.ledger = Ledger(self.ownership, observer.say)
-        self.requests = open_requests(store, study, self.ownership)
+        self.requests = requests or open_requests(store, study, self.ownership)
         self._runs = TrialRuns(mlflow, shipper, config.name, facts, self.ownership)
         self._streak = FailureStreak(config.search.max_failures)
         self._running: dict[str, RunningTrial] = {}
@@ -150,10 +152,10 @@ class Coordinator:
             if error.errno not in FULL:
                 raise
             raise StoreError(f"{self.store}: {error.strerror}. {_KEPT}") from error
-        except StorageInternalError as error:
+        except (StorageInternalError, DBAPIError) as error:
             raise StoreError(f"{name_storage(self.store)} cannot be written: {name_cause(error)}. {_KEPT}") from error
         finally:
-            with tolerating_full_disk(), suppress(*AWAY, LeaseLostError):  # the next start does without these notes
+            with tolerating_full_disk(), suppress(*AWAY):  # the next start does without these notes
                 self._leave_running()
 
     def _look_around(self) -> None:
@@ -310,14 +312,9 @@ class Coordinator:
 
     def _end(self, running: RunningTrial, status: Status) -> None:
         """End a trial. Raises StudyError when too many failed in a row."""
-        number = running.trial.number
-        attempt = read_attempt(self._folder(running.run_id)) if running.token else None
-        if attempt is not None and attempt.token != running.token:  # another coordinator is at it, in the same store
-            self.ledger.lose(number)
-            return
         status = self.keeper.write_down(running.run_id, status)
-        self.ledger.write(number, lambda: self._conclude(running, status))
-        self._streak.take(number, running.trial.params, status)
+        self.ledger.write(running.trial.number, lambda: self._conclude(running, status))
+        self._streak.take(running.trial.number, running.trial.params, status)
 
     def _conclude(self, running: RunningTrial, status: Status) -> None:
         self.keeper.conclude(running.trial, running.run_id, status)
@@ -325,7 +322,11 @@ class Coordinator:
 
     def _take_end(self, running: RunningTrial, event: JobEnded) -> bool:
         """Do what follows from the end of a job. True: it is done."""
-        size = self._plan_retry(running, event)
+        try:
+            size = self._plan_retry(running, event)
+        except LeaseLostError:
+            self.ledger.lose(running.trial.number)
+            return True
         del self._running[running.run_id]
         self.agenda.look_soon()
         if event.outcome == "lost" or event.reason == "oom":
@@ -353,14 +354,13 @@ class Coordinator:
 
     def _plan_retry(self, running: RunningTrial, event: JobEnded) -> int | None:
         """Return with how many images at once a run that ran out of memory is tried again, None for all others."""
+        attempt = read_attempt(self._folder(running.run_id))
+        if attempt is not None and attempt.token != running.token:  # another coordinator is at it, in the same store
+            raise LeaseLostError(running.trial.number)
         if event.reason != "oom":
             return None
-        try:
-            with self.ownership.writing(running.trial.number):
-                return plan_retry(running.trial, running.config.training, event.peak_gib)
-        except LeaseLostError:
-            self.ledger.lose(running.trial.number)
-            return None
+        with self.ownership.writing(running.trial.number):
+            return plan_retry(running.trial, running.config.training, event.peak_gib)
 
     def _drop_lost(self) -> None:
         """Let go of trials that are another coordinator's: their workers end, and nothing is written about them."""
@@ -382,7 +382,7 @@ class Coordinator:
         for run_id in left:
             self.shipper.end(run_id, "KILLED", {"cityopt.state": "interrupted"})
         for running in self._running.values():
-            with self.ownership.writing(running.trial.number):
+            with suppress(LeaseLostError), self.ownership.writing(running.trial.number):
                 forgive_attempt(running.trial)
         self.ownership.hand_over(lambda: self._stop_shipping(left))
 

@@ -1,6 +1,6 @@
 """The study's own run in MLflow, its parent run: opened at the start, ended at the end, written by one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +19,7 @@ from cityopt.tracking.mlflow_store import MlflowStore, RunEnd
 from cityopt.tracking.run_folder import (
     Record,
     RunFolder,
+    StaleAttemptError,
     Tracker,
     take_over,
     tolerating_full_disk,
@@ -75,16 +76,21 @@ class ParentRun(Tracker):
 
     def _write_record(self, record: Record) -> None:
         self._records.append(record)
-        if tracker := self._open():
-            tracker.log_metrics(record.metrics, record.step, record.time_ms)
+        self._write(lambda tracker: tracker.log_metrics(record.metrics, record.step, record.time_ms))
 
     def _write_params(self, params: dict[str, Any]) -> None:
-        if tracker := self._open():
-            tracker.log_params(params)
+        self._write(lambda tracker: tracker.log_params(params))
 
     def _write_file(self, name: PurePosixPath, content: bytes) -> None:
-        if tracker := self._open():
-            tracker.write_artifact(str(name), content)
+        self._write(lambda tracker: tracker.write_artifact(str(name), content))
+
+    def _write(self, action: Callable[[RunFolder], None]) -> None:
+        try:
+            if tracker := self._open():
+                action(tracker)
+        except StaleAttemptError:  # another coordinator took it over: this one was suspended, and has yet to hear of it
+            self._tracker = None
+            self._shipper.forget(self._run_id)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.parent_run import open_parent
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
 from cityopt.search.pretrained import fetch_weights, hash_files, settle_paths
-from cityopt.search.requests import RequestBox
+from cityopt.search.requests import RequestBox, open_requests
 from cityopt.search.storage import open_storage
 from cityopt.search.study import find_facts, find_threads, open_study, refuse_other_settings
 from cityopt.search.study_lock import join_sweep
@@ -107,8 +107,10 @@ def run_sweep(
             study, facts = open_study(storage, prepared.config, build_facts(prepared, threads, weights))
             announce_anchors(facts, observer)
             mlflow = PatientStore(folder, on_wait=observer.say)
+            ownership = open_ownership(storage, study, lease_s)
+            requests = open_requests(folder, study, ownership)  # a stop is heard from when others see this sweep
             with (
-                open_ownership(storage, study, lease_s) as ownership,
+                ownership,
                 open_parent(mlflow, config, facts, observer, ownership) as (parent, shipper),
             ):
                 _describe_study(parent, prepared, facts)
@@ -124,6 +126,7 @@ def run_sweep(
                     observer=observer,
                     parent=parent,
                     ownership=ownership,
+                    requests=requests,
                 )
                 coordinator.budget.begun = began
                 anchors = name_adopted(config.name, facts.anchors, config.data.size)

@@ -191,6 +191,22 @@ def test_trial_is_pruned_everywhere_when_a_rung_stops_it(bench):
     assert (status.state, status.reason, status.value, status.seconds) == ("pruned", None, 0.1, 1.0)
 
 
+def test_trial_is_let_go_when_its_worker_finds_the_folder_with_another_coordinator(bench):
+    class Robbed(MortalExecutor):
+        def poll(self, timeout_s):
+            events = super().poll(timeout_s)
+            if len(self.jobs) == 1 and any(isinstance(event, JobEnded) for event in events):
+                begin_attempt(self.jobs[0].folder, "another")
+            return events
+
+    it = bench(trials=1)
+    it.live(by_number({0: Script((0.1,), reason="disk"), 1: Script((0.1, 0.2, 0.3))}), kind=Robbed)
+    first, second = it.study.trials
+    assert (first.state, second.state) == (TrialState.RUNNING, TrialState.COMPLETE)
+    assert read_status(run_folder(it.store, first.user_attrs[RUN_ID])) is None
+    assert any("Trial 0 is another coordinator's" in line for line in it.said)
+
+
 def test_last_epoch_is_never_pruned_when_a_rung_stands_there(bench):
     it = bench(trials=2, pruner={"name": "asha", "min_epochs": 3, "reduction_factor": 2})
     it.live(by_number({0: Script((0.5, 0.6, 0.7)), 1: Script((0.1, 0.1, 0.1))}))
