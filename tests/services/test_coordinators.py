@@ -220,17 +220,18 @@ def test_trial_goes_on_at_once_when_its_coordinator_was_killed_on_the_same_machi
 
 
 def test_trial_of_a_slow_coordinator_is_not_taken(store: Path, prepare: Prepare):
-    slow, other = prepare(2, trials=4, epochs=8)
+    lease_s = 8.0
+    slow, other = prepare(2, trials=5, epochs=8, lease_s=lease_s)
     slow.go().wait_for(r"epoch trial-\d+ 2")
     other.go()
-    for _ in range(3):
+    for _ in range(2):
         slow.send(signal.SIGSTOP)
-        time.sleep(0.6 * LEASE_S)
+        time.sleep(0.5 * lease_s)  # with the renewal before it, and seconds to wake up, less than a lease
         slow.send(signal.SIGCONT)
-        time.sleep(0.4 * LEASE_S)
+        time.sleep(0.5 * lease_s)
     assert slow.end() == other.end() == 0
-    assert sorted(number for one in (slow, other) for number, _, _ in one.begun) == list(range(4))
-    check_whole(store, 4, epochs=8)
+    assert sorted(number for one in (slow, other) for number, _, _ in one.begun) == list(range(5))
+    check_whole(store, 5, epochs=8)
 
 
 def test_coordinator_writes_nothing_more_when_it_wakes_after_its_lease(store: Path, prepare: Prepare):
