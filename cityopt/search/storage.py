@@ -30,6 +30,7 @@ _POSTGRES_OPTIONS: dict[str, Any] = {
         "keepalives_idle": 30,  # a server that vanished from the network is noticed within a minute
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,  # also while it owes an answer to what was sent
         "application_name": "cityopt",
     },
 }

@@ -28,7 +28,7 @@ from cityopt.tracking.mlflow_store import MlflowStore
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 90
-LEASE_S = 4.0
+LEASE_S = 6.0
 NAME = "shared"
 _NUMBERS = itertools.count()
 Prepare = Callable[..., list["Process"]]
