@@ -18,6 +18,7 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from cityopt.errors import StoreError
 from cityopt.search.bulk_reading import BulkStorage
+from cityopt.search.file_storage import FileStorage
 from cityopt.services import Services, hide_password, parse_services, read_services, remember_services, settle_services
 from cityopt.store import open_store, place_store
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -128,7 +129,7 @@ def _translating(url: str) -> Iterator[None]:
 def _open_file(path: Path) -> RDBStorage:
     try:
         with _making_tables(path):
-            storage = BulkStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+            storage = FileStorage(path)
         sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
         storage.engine.dispose()
         storage.get_all_studies()

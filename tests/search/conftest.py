@@ -1,6 +1,7 @@
 """Quiet and hasty: Optuna says little, and no test waits until a disk has what it wrote."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = MlflowStore(tmp_path_factory.mktemp("mlflow store"))
     store.open_experiment("first")
     return store.store
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the clock of this place differ from the database's, which goes by UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()

@@ -35,7 +35,7 @@ def invent_trials() -> list[FrozenTrial]:
     ]
 
 
-def test_trials_are_the_same_as_optuna_reads_them(tmp_path: Path) -> None:
+def test_trials_are_the_same_as_optuna_reads_them(tmp_path: Path, in_tokyo: None) -> None:
     storage = open_storage(tmp_path)
     for name in ("other", "odd"):
         study = optuna.create_study(study_name=name, storage=storage)
@@ -75,6 +75,7 @@ def test_trial_that_ends_while_all_are_read_is_never_one_that_ended_without_a_va
 def test_failure_to_read_is_told_as_optuna_tells_it(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     study = optuna.create_study(storage=storage)
+    study.ask()
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE trial_params")
     with pytest.raises(StorageInternalError):
