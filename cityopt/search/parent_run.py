@@ -1,7 +1,7 @@
 """The study's own run in MLflow, its parent run: opened at the start, ended at the end, written by one at a time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -103,8 +103,10 @@ def open_parent(
     """
     owner = ownership or SoleOwner()
     tags = describe_data(facts) | {"cityopt.seed": config.seed, "cityopt.metric": config.search.metric}
-    mlflow.find_run(config.name, config.name)  # imports MLflow, which takes seconds, before others have to wait for us
-    with owner.deciding(_LONGEST_OPENING_S):  # two coordinators that made it at once would make two
+    is_there = mlflow.find_run(config.name, config.name)
+    # Two coordinators that made it at once would make two; once it is there, nobody keeps others from deciding who
+    # tries what while MLflow lets wait for its answers.
+    with nullcontext() if is_there else owner.deciding(_LONGEST_OPENING_S):
         run_id = mlflow.open_parent(config.name, tags)
     shipper = Shipper(mlflow)
     parent = ParentRun(run_id, run_folder(mlflow.store, run_id), shipper, owner)

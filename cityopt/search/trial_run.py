@@ -8,6 +8,7 @@ from cityopt.search.ownership import Ownership, SoleOwner
 from cityopt.search.status import RETRY_OF, RUN_ID
 from cityopt.search.tags import describe_data, describe_run
 from cityopt.store import run_folder
+from cityopt.tracking.deferred_run import DeferredRun, name_request
 from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import write_dataset
@@ -23,29 +24,31 @@ class TrialRuns:
         self._may_move = not isinstance(ownership, SoleOwner)
 
     def open(self, trial: optuna.Trial, config: RunConfig, *, resumed: bool) -> str:
-        """Return the id of a trial's run, RUNNING.
+        """Return the id of a trial's run, RUNNING. It never waits for a server that is away.
 
         One whose folder is in the store of another machine is given up: the trial begins anew, in a new run.
         """
-        known = trial.user_attrs.get(RUN_ID) or (
-            self._mlflow.find_run(self._study, config.name) if resumed else None  # made, and then came a kill
-        )
+        known, lost = trial.user_attrs.get(RUN_ID), None
         if known and self._may_move and not run_folder(self._mlflow.store, str(known)).is_dir():
             self._shipper.end(str(known), "KILLED", {"cityopt.state": "lost"})
-            known = None
+            known, lost = None, known
         if known:
             run_id = str(known)
             self._mlflow.reopen_run(run_id)
         else:
-            run_id = self._create(trial, config)
-        if trial.user_attrs.get(RUN_ID) != run_id:
+            run_id = self._make(trial, config, lost, may_exist=resumed)  # made, and then came a kill
+        if known != run_id:
             folder = run_folder(self._mlflow.store, run_id)
             write_dataset(folder, self._study, self._facts.subset_hash, self._facts.root)
             trial.set_user_attr(RUN_ID, run_id)
         return run_id
 
-    def _create(self, trial: optuna.Trial, config: RunConfig) -> str:
+    def _make(self, trial: optuna.Trial, config: RunConfig, lost: str | None, *, may_exist: bool) -> str:
+        """Return the id of a trial's first run, or of the one after the one that is lost."""
         tags = describe_data(self._facts) | describe_run(config) | {"cityopt.trial": trial.number}
         if RETRY_OF in trial.user_attrs:
             tags["cityopt.retry_of"] = trial.user_attrs[RETRY_OF]
-        return self._mlflow.create_run(self._study, config.name, "trial", tags)
+        texts = {key: str(value) for key, value in tags.items()}
+        run = DeferredRun(self._study, config.name, "trial", texts)
+        request = name_request(self._study, trial.number, trial.datetime_start, lost)
+        return self._mlflow.open_run(request, run, may_exist=may_exist)

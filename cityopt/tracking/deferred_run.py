@@ -12,9 +12,10 @@ The shipper makes such a run RUNNING again before it sends anything, so that wha
 """
 
 import fcntl
+import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cityopt.tracking.run_folder import DATASET, read_json, write_json
 DEFERRED, CLOSED = "deferred.json", "closed.json"
 REQUEST = "cityopt.request"
 """Tag of a run: the id under which it was first asked for."""
+_REQUESTS = uuid.UUID("6f9d8c1e-54b6-4c0e-9a83-1d2f7b5ce0a4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,23 @@ class DeferredRun:
     run_id: str | None = None
 
 
-def defer_run(store: Path, request: str, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
-    """Begin a run's folder without MLflow; returns the run's id in the store, which is that of the request."""
-    folder = run_folder(store, request)
-    folder.mkdir(parents=True)
-    run = DeferredRun(study, name, kind, {key: str(value) for key, value in tags.items()})
-    write_json(folder / DEFERRED, asdict(run))
+def defer_run(store: Path, request: str, run: DeferredRun) -> str:
+    """Begin a run's folder without MLflow, or go on with it; returns the run's id in the store, that of the request."""
+    if not is_deferred(store, request):
+        folder = run_folder(store, request)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DEFERRED, asdict(run))
     return request
 
 
-def new_request() -> str:
-    """Return an id that no run has."""
-    return uuid.uuid4().hex
+def is_deferred(store: Path, request: str) -> bool:
+    """Say whether a store has the folder of a run that began under this id."""
+    return (run_folder(store, request) / DEFERRED).is_file()
+
+
+def name_request(*what: object) -> str:
+    """Return the id of a request for a run: always the same for the same `what`, so that who asks again is known."""
+    return uuid.uuid5(_REQUESTS, json.dumps([str(part) for part in what])).hex
 
 
 def is_request(text: str) -> bool:

@@ -5,6 +5,8 @@ does a trial wait for its run: the coordinator would leave the other workers wit
 trial begins in a folder of its own (`deferred_run`). But the study's own run must be there before anything else is.
 """
 
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,11 @@ from cityopt.errors import StoreError
 from cityopt.services import hide_password
 from cityopt.store import run_folder
 from cityopt.tracking.deferred_run import (
-    REQUEST,
+    DeferredRun,
     defer_run,
     find_mlflow_id,
     follow_link,
-    new_request,
+    is_deferred,
     note_closed,
 )
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
@@ -39,7 +41,8 @@ class PatientStore(MlflowStore):
     def __init__(self, store: Path, tracking_uri: str | None = None, *, on_wait: Callable[[str], None]) -> None:
         super().__init__(store, tracking_uri)
         self._on_wait = on_wait
-        self._is_away, self._next_try = False, 0.0
+        self._is_away = self._is_back = False
+        self._next_probe = 0.0
 
     def open_parent(self, study: str, tags: Mapping[str, object] | None = None) -> str:
         """Return the id of a study's parent run, running again, made where it is missing."""
@@ -52,12 +55,7 @@ class PatientStore(MlflowStore):
         kind: str,
         tags: Mapping[str, object] | None = None,
     ) -> str:
-        """Create a child run of a study. A run that an unanswered request made already is taken, not made twice.
-
-        A trial's run that MLflow cannot make now has an id of the store until it can.
-        """
-        if kind == "trial" and not self.is_embedded:
-            return self._create_or_defer(study, name, kind, tags or {})
+        """Create a child run of a study. A run that an unanswered request made already is taken, not made twice."""
 
         def find_or_create() -> str:
             found = MlflowStore.find_run(self, study, name)
@@ -81,16 +79,38 @@ class PatientStore(MlflowStore):
                 return
         note_closed(follow_link(folder))
 
-    def _create_or_defer(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
-        request = new_request()
-        if not self._is_known_away():
+    def open_run(self, request: str, run: DeferredRun, *, may_exist: bool) -> str:
+        """Return the id of a run, made if need be. One that MLflow cannot make now has an id of the store until it can.
+
+        Whoever makes it later finds it by the tag of its request, if MLflow has it already.
+        """
+        if self.is_embedded:
+            return MlflowStore.open_run(self, request, run, may_exist=may_exist)
+        if not is_deferred(self.store, request) and not self._is_known_away():
             with self._going_on():
-                return MlflowStore.create_run(self, study, name, kind, {**tags, REQUEST: request})
-        return defer_run(self.store, request, study, name, kind, tags)
+                return MlflowStore.open_run(self, request, run, may_exist=may_exist)
+        return defer_run(self.store, request, run)
 
     def _is_known_away(self) -> bool:
-        """Say whether MLflow was away a moment ago: to ask a server that does not answer may take most of a minute."""
-        return self._is_away and time.monotonic() < self._next_try
+        """Say whether MLflow was away when it was asked last; a thread looks now and then whether it still is.
+
+        To ask a server that takes a connection and never answers takes most of a minute, in which the workers of a
+        coordinator would get no answers either.
+        """
+        if not self._is_away or self._is_back:
+            return False
+        if time.monotonic() >= self._next_probe:
+            self._next_probe = math.inf  # one at a time
+            threading.Thread(target=self._probe, name="mlflow-probe", daemon=True).start()
+        return True
+
+    def _probe(self) -> None:
+        try:
+            self.check()
+        except StoreError:
+            self._next_probe = time.monotonic() + _LONGEST_PAUSE_S
+        else:
+            self._is_back = True
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -104,7 +124,8 @@ class PatientStore(MlflowStore):
                 raise
             if not self._is_away:
                 self._on_wait(f"{_end(error)} Training goes on; MLflow gets everything when it answers again.")
-            self._is_away, self._next_try = True, time.monotonic() + _LONGEST_PAUSE_S
+            self._is_away, self._is_back = True, False
+            self._next_probe = time.monotonic() + _LONGEST_PAUSE_S
         else:
             if self._is_away:
                 self._on_wait("MLflow answers again.")

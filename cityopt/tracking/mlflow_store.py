@@ -37,7 +37,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper tries again by itself
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow would repeat what the server did, and make a run twice
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -161,6 +161,15 @@ class MlflowStore:
             if made
             else MlflowStore.create_run(self, run.study, run.name, run.kind, {**run.tags, REQUEST: request})
         )
+
+    def open_run(self, request: str, run: DeferredRun, *, may_exist: bool) -> str:
+        """Return the id of a run, made if need be; `may_exist` says whether this was asked for before."""
+        if self.is_embedded:
+            known = self.find_run(run.study, run.name) if may_exist else None
+            return known or self.create_run(run.study, run.name, run.kind, run.tags)
+        if may_exist:
+            return self.make_run(request, run)
+        return MlflowStore.create_run(self, run.study, run.name, run.kind, {**run.tags, REQUEST: request})
 
     def find_or_create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
         """Return the id of a study's run of this name, which a kill may have left unrecorded, or of a new one."""

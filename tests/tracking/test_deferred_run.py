@@ -10,12 +10,13 @@ from cityopt.store import run_folder
 from cityopt.tracking import deferred_run
 from cityopt.tracking.deferred_run import (
     CLOSED,
+    DeferredRun,
     defer_run,
     find_mlflow_id,
     list_closed,
     list_unmade,
     make_deferred,
-    new_request,
+    name_request,
     note_closed,
 )
 from cityopt.tracking.mlflow_registry import resolve_checkpoint
@@ -30,7 +31,8 @@ class RunBegunAlone(MirroredRun):
     def __init__(self, store: MlflowStore, study: str) -> None:
         self.store, self.study = store, study
         store.open_parent(study)
-        self.request = defer_run(store.store, new_request(), study, "trial-0000", "trial", {"cityopt.trial": 0})
+        run = DeferredRun(study, "trial-0000", "trial", {"cityopt.trial": "0"})
+        self.request = defer_run(store.store, name_request(study), run)
         self.folder = run_folder(store.store, self.request)
 
     @property

@@ -1,5 +1,6 @@
 """A server that is away: asked again for a while, with one line, and an end that says nothing is lost."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from cityopt.errors import StoreError
 from cityopt.store import run_folder
 from cityopt.tracking import mlflow_patience
-from cityopt.tracking.deferred_run import CLOSED, list_unmade
+from cityopt.tracking.deferred_run import CLOSED, DeferredRun, list_unmade, name_request
 from cityopt.tracking.mlflow_patience import PATIENCE_S, PatientStore
 from cityopt.tracking.mlflow_store import MlflowStore, RefusedError
 
@@ -47,7 +48,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, name: str, times: int, kind: type[Stor
     """Let a method of the plain store fail some times, then return its name; returns what was asked."""
     asked: list[str] = []
 
-    def method(self: MlflowStore, *_: Any) -> str:
+    def method(self: MlflowStore, *_: Any, **__: Any) -> str:
         asked.append(name)
         if len(asked) <= times:
             raise kind(f"MLflow could not {name}: connection refused.")
@@ -98,29 +99,59 @@ def test_run_is_not_made_twice_when_the_answer_was_lost(
     assert made == ["fold-0003"]
 
 
+def open_trial(store: PatientStore, number: int, *, may_exist: bool = False) -> str:
+    """Open the run of a trial as its coordinator does."""
+    run = DeferredRun("study", f"trial-{number:04d}", "trial", {"cityopt.trial": str(number)})
+    return store.open_run(name_request("study", number), run, may_exist=may_exist)
+
+
+def wait_for_probe(store: PatientStore) -> None:
+    """Wait until the store's thread has found out whether its server answers."""
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-probe":
+            thread.join()
+
+
 def test_trial_begins_in_a_folder_of_its_own_when_the_server_is_away(
     remote: PatientStore, said: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = fail(monkeypatch, "create_run", 1)
-    first, second = (remote.create_run("study", f"trial-{n}", "trial", {"cityopt.trial": n}) for n in range(2))
+    asked, probed = fail(monkeypatch, "create_run", 1), fail(monkeypatch, "check", 1)
+    first, second = (open_trial(remote, number) for number in range(2))
     assert first != second and clock.now == 0.0
-    assert len(asked) == 1, "a server that was away a moment ago is not asked for each trial"
     assert [folder.name for folder in list_unmade(remote.store, "study")] == sorted([first, second])
     assert list_unmade(remote.store, "another") == []
     remote.reopen_run(first)  # a worker crashed meanwhile: MLflow has no such run, and need not be asked
-    clock.now += 60
-    assert remote.create_run("study", "trial-2", "trial") == "create_run"
+    assert open_trial(remote, 0, may_exist=True) == first, "killed before the trial had its run"
+    for number in range(2, 4):  # a look whether it is back comes to nothing, then another is due
+        clock.now += 60
+        assert open_trial(remote, number) in {folder.name for folder in list_unmade(remote.store, "study")}
+        wait_for_probe(remote)
+    assert (len(asked), len(probed)) == (1, 2), "no trial waits for a server that is known to be away"
+    assert open_trial(remote, 4) == "create_run"
     assert len(said) == 2 and "Training goes on" in said[0] and said[1] == "MLflow answers again."
+
+
+def test_adopted_trial_without_a_run_goes_on_when_the_server_is_away(
+    remote: PatientStore, said: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its coordinator was killed between making the run and writing down its id."""
+    fail(monkeypatch, "_search", 10**9)
+    request = open_trial(remote, 0, may_exist=True)
+    assert [folder.name for folder in list_unmade(remote.store, "study")] == [request]
+    assert clock.now == 0.0 and len(said) == 1 and "Training goes on" in said[0]
 
 
 def test_run_that_cannot_be_reopened_goes_on(
     remote: PatientStore, said: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = fail(monkeypatch, "reopen_run", 1)
+    fail(monkeypatch, "check", 0)
     remote.reopen_run("id")
     assert (run_folder(remote.store, "id") / CLOSED).is_file(), "the shipper is to reopen it"
     remote.reopen_run("id")
     clock.now += 60
+    remote.reopen_run("id")
+    wait_for_probe(remote)
     remote.reopen_run("id")
     assert len(asked) == 2 and clock.now == 60 and len(said) == 2
 

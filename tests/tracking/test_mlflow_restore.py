@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cityopt.errors import StoreError
-from cityopt.tracking.deferred_run import REQUEST, new_request
+from cityopt.tracking.deferred_run import REQUEST, name_request
 from cityopt.tracking.mlflow_restore import restore_runs
 
 RUN = "0123456789abcdef" * 2
@@ -50,7 +50,7 @@ def restore(server: Any) -> int:
 
 
 def test_pictures_are_fetched_by_the_next_command_when_the_server_goes_away(tmp_path: Path) -> None:
-    server = Server(tmp_path, new_request(), num_failures=1)
+    server = Server(tmp_path, name_request("study", 0), num_failures=1)
     runs = tmp_path / "runs"
     runs.mkdir()
     with pytest.raises(StoreError, match="connection reset"):
