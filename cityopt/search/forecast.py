@@ -52,7 +52,7 @@ class Forecast:
     trial_s: Range
     """Of a trial that is not pruned."""
     sweep_s: Range
-    """From the first trial to the last, on all workers."""
+    """From the first trial's begin to the last one's end, on all workers."""
     device_s: Range
     """Of training, added up over the workers."""
     memory_gib: float
@@ -88,7 +88,8 @@ def build_forecast(
     wholes = [_sum_trial(cost, cost.epochs) for cost in costs]
     trial_s = Range((1 - TOLERANCE) * min(wholes), wholes[0], (1 + TOLERANCE) * max(wholes))
     epochs = count_epochs(config, trials)
-    fixed = trials * _sum_trial(first, 0)
+    at_once = min(num_workers, trials)
+    fixed = trials * _sum_trial(first, 0) + at_once * first.cold_s
     per_epoch = [(whole - _sum_trial(cost, 0)) / cost.epochs for whole, cost in zip(wholes, costs, strict=True)]
     device_s = Range(
         (1 - TOLERANCE) * (fixed + epochs.low * min(per_epoch)),
@@ -97,7 +98,6 @@ def build_forecast(
     )
     finalists = count_finalists(config)
     finalist = replace(first, steps=math.ceil(growth * first.steps))
-    at_once = min(num_workers, trials)
     tail_s = trial_s.high if at_once > 1 else 0.0  # the last trial may run alone
     return Forecast(
         study=config.name,

@@ -128,6 +128,8 @@ def _measure(executor: Executor, run: RunConfig, num_workers: int, store: Path, 
         image_s=fmean(costs.image_s for costs in found),
         begin_s=fmean(costs.begin_s for costs in found),
         save_s=fmean(costs.save_s for costs in found),
+        end_s=fmean(costs.end_s for costs in found),
+        cold_s=max(costs.cold_s for costs in found),
         memory_gib=max(costs.memory_gib for costs in found),
     )
 
@@ -157,5 +159,5 @@ def _forecast_promotion(
         trained = len(pick_facts(survey_images(fine, run.train_set, cache_folder(store)), run.train_set))
         validated = len(pick_facts(fine, run.validation_set))
         epoch_s = trained * costs.step_s / costs.batch_size + validated * costs.image_s
-        total += costs.begin_s + run.last_epoch * (epoch_s * pixels / costs.pixels + costs.save_s)
+        total += costs.begin_s + costs.end_s + run.last_epoch * (epoch_s * pixels / costs.pixels + costs.save_s)
     return total

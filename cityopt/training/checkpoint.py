@@ -43,7 +43,7 @@ class TrainingState:
     step: int = 0
     """Optimiser steps done, which the learning rate follows from."""
     seconds: float = 0.0
-    """Time spent on the finished epochs, over all attempts."""
+    """Time spent until the last epoch was finished, over all attempts."""
     best_epoch: int = 0
     best_value: float | None = None
     history: list[EpochRecord] = field(default_factory=list)

@@ -18,6 +18,10 @@ class TrainingCosts:
     """From the data to the first step."""
     save_s: float
     """A checkpoint, after each epoch."""
+    end_s: float
+    """After the last epoch: the kept checkpoint, and what its model sees."""
+    cold_s: float
+    """More in a worker's first training: kernels are compiled and chosen, libraries loaded."""
     memory_gib: float
     checkpoint_gib: float
     batch_size: int
@@ -30,5 +34,5 @@ class TrainingCosts:
         return self.steps * self.step_s + self.images * self.image_s
 
     def sum_epochs(self, epochs: float) -> float:
-        """Return the seconds of a training that ends after so many epochs."""
-        return self.begin_s + epochs * (self.epoch_s + self.save_s)
+        """Return the seconds of a training that ends after so many epochs, in a warm worker."""
+        return self.begin_s + epochs * (self.epoch_s + self.save_s) + self.end_s

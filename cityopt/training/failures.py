@@ -18,6 +18,8 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 """What torch says in a plain RuntimeError where memory ran out beside its own CUDA allocator."""
+_ALLOCATOR_TALK = " Of the allocated memory "
+"""Where torch, having said who holds how much of a GPU, goes on about its allocator's settings."""
 
 
 @contextmanager
@@ -41,4 +43,5 @@ def naming_failures(advice: str) -> Iterator[None]:
 
 
 def _name_memory(advice: str, error: BaseException) -> TrainingError:
-    return TrainingError("oom", f"memory ran out. {advice} {error}".rstrip())
+    found = str(error).partition(_ALLOCATOR_TALK)[0]
+    return TrainingError("oom", f"memory ran out. {advice} {found}".rstrip())

@@ -48,7 +48,7 @@ def measure_costs(config: RunConfig, *, on_progress: OnProgress | None = None) -
         enough = max(MIN_STEPS, math.ceil(TARGET_S / warm.step_s)), math.ceil(TARGET_S / warm.image_s / batch) * batch
         part = _Part(config, data, min(enough[0], steps), min(max(enough[1], 2 * batch), images), progress)
         part.measure()
-        save_s, checkpoint_gib = part.time_checkpoint()
+        save_s, end_s, checkpoint_gib = part.time_ending()
         return TrainingCosts(
             epochs=config.last_epoch,
             steps=steps,
@@ -57,6 +57,8 @@ def measure_costs(config: RunConfig, *, on_progress: OnProgress | None = None) -
             image_s=part.image_s,
             begin_s=part.begin_s,
             save_s=save_s,
+            end_s=end_s,
+            cold_s=max(0.0, warm.begin_s - part.begin_s + warm.epoch_s - warm.estimate_epoch(part)),
             memory_gib=part.memory_gib,
             checkpoint_gib=checkpoint_gib,
             batch_size=config.training.batch_size,
@@ -82,12 +84,17 @@ class _Part:
     def measure(self) -> None:
         """Run one epoch."""
         metrics = self.trainer.run_epoch()
+        self.epoch_s = metrics["system/epoch_s"]
         self.step_s = (metrics["system/epoch_s"] - metrics["system/val_s"]) / self.trainer.steps_per_epoch
         self.image_s = metrics["system/val_s"] / self.num_images
         self.memory_gib = metrics.get("system/gpu_memory_gib", measure_memory_gib())
 
-    def time_checkpoint(self) -> tuple[float, float]:
-        """Return the seconds that a checkpoint takes, and its GiB."""
+    def estimate_epoch(self, other: "_Part") -> float:
+        """Return the seconds of this part's epoch if each step and image took what they take in another part."""
+        return self.trainer.steps_per_epoch * other.step_s + self.num_images * other.image_s
+
+    def time_ending(self) -> tuple[float, float, float]:
+        """Return the seconds that a checkpoint takes, those of what follows the last one, and a checkpoint's GiB."""
         trainer = self.trainer
         with tempfile.TemporaryDirectory(dir=trainer.config.cache) as folder:
             path, begin = Path(folder) / "last.pt", time.perf_counter()
@@ -99,7 +106,9 @@ class _Part:
                 config=trainer.config,
                 environment=trainer.environment,
             )
-            return time.perf_counter() - begin, path.stat().st_size / GIB
+            saved = time.perf_counter()
+            trainer.show_kept(path)
+            return saved - begin, time.perf_counter() - saved, path.stat().st_size / GIB
 
 
 def _pick(data: TrainingData, num_train: int, num_images: int) -> TrainingData:

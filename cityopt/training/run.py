@@ -88,7 +88,7 @@ class TrainingResult:
     metrics: dict[str, float]
     """Of the epoch whose checkpoint is kept: the best, or with `keep: last` the last."""
     seconds: float
-    """Spent on the finished epochs, over all attempts."""
+    """Spent on the finished epochs and all around them, over all attempts; without the data's preparation."""
     checkpoint: Path | None
     """The kept checkpoint; None without a folder."""
 
@@ -164,6 +164,8 @@ class Trainer:
         self.steps_per_epoch = count_steps(len(data.train), config.training)
         self.images_per_epoch = min(len(data.train), self.steps_per_epoch * config.training.batch_size)
         self.state = TrainingState()
+        self._counted = time.perf_counter()
+        """Until when the state's seconds are counted."""
         self._judge: SemanticEvaluator | None = None
         self._image_weights = weigh_images(data.train_facts, config.model.task, config.data.repeat_threshold)
 
@@ -227,7 +229,7 @@ class Trainer:
             )
         state.epoch += 1
         state.step += self.steps_per_epoch
-        state.seconds += metrics["system/epoch_s"]
+        state.seconds += self._lap()
         state.history.append(EpochRecord(state.epoch, time.time_ns() // 1_000_000, metrics))
         if self._is_better(metrics[self.config.metric]):
             state.best_epoch, state.best_value = state.epoch, metrics[self.config.metric]
@@ -242,10 +244,7 @@ class Trainer:
         kept = state.best_epoch if self.config.keep == "best" else state.epoch
         checkpoint = self._path(BEST)
         if checkpoint is not None:
-            if kept != state.epoch:
-                self.model.load_state_dict(load_checkpoint(checkpoint)["model"])
-            samples = choose_samples(self.data.validation_facts)
-            write_overlays(self.tracker, self.model, self.data.validation, samples, self.device)
+            self.show_kept(checkpoint if kept != state.epoch else None)
         assert state.best_value is not None
         return TrainingResult(
             outcome="complete" if state.epoch == self.config.last_epoch else "stopped",
@@ -253,9 +252,21 @@ class Trainer:
             best_epoch=state.best_epoch,
             best_value=state.best_value,
             metrics=state.history[kept - 1].metrics,
-            seconds=state.seconds,
+            seconds=state.seconds + self._lap(),
             checkpoint=checkpoint,
         )
+
+    def show_kept(self, checkpoint: Path | None) -> None:
+        """Draw what the model sees, as it is or as a checkpoint has it."""
+        if checkpoint is not None:
+            self.model.load_state_dict(load_checkpoint(checkpoint)["model"])
+        samples = choose_samples(self.data.validation_facts)
+        write_overlays(self.tracker, self.model, self.data.validation, samples, self.device)
+
+    def _lap(self) -> float:
+        """Return the seconds since the last call, or since there is this training."""
+        last, self._counted = self._counted, time.perf_counter()
+        return self._counted - last
 
     def _train(self, epoch: int) -> dict[str, float]:
         training = self.config.training

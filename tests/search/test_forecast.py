@@ -1,5 +1,7 @@
 """Forecasts from invented costs, against sums done by hand."""
 
+from dataclasses import replace
+
 import pytest
 from small_studies import DEPTH, FLAT, RATE, make_config
 
@@ -16,6 +18,8 @@ COSTS = TrainingCosts(
     image_s=0.5,
     begin_s=3.0,
     save_s=1.0,
+    end_s=2.0,
+    cold_s=0.0,
     memory_gib=4.0,
     checkpoint_gib=0.5,
     batch_size=8,
@@ -31,7 +35,7 @@ def forecast(config, costs=(COSTS,), num_workers=1):
 def test_trial_is_the_sum_of_its_parts_when_it_is_not_pruned():
     found = forecast(make_config())
     assert COSTS.epoch_s == 10 * 2.0 + 20 * 0.5
-    assert found.epoch_s == 30.0 and found.trial_s.likely == 3.0 + 6 * (30.0 + 1.0) + 0.3
+    assert found.epoch_s == 30.0 and found.trial_s.likely == 3.0 + 6 * (30.0 + 1.0) + 2.0 + 0.3
     assert (found.trial_s.low, found.trial_s.high) == (0.75 * found.trial_s.likely, 1.25 * found.trial_s.likely)
 
 
@@ -49,11 +53,22 @@ def test_workers_share_the_sweep_and_the_last_trial_may_run_alone():
     assert forecast(make_config(trials=1), num_workers=4).sweep_s.likely == one.trial_s.likely
 
 
+def test_each_worker_is_cold_once():
+    cold = replace(COSTS, cold_s=40.0)
+    for workers in (1, 4):
+        warm, slow = (
+            forecast(make_config(trials=8), num_workers=workers),
+            forecast(make_config(trials=8), [cold], workers),
+        )
+        assert slow.device_s.likely == warm.device_s.likely + workers * 40.0
+        assert slow.sweep_s.likely == pytest.approx(warm.sweep_s.likely + 40.0) and slow.trial_s == warm.trial_s
+
+
 def test_range_spans_all_settings_that_were_measured():
-    dear = TrainingCosts(**{**{key: getattr(COSTS, key) for key in COSTS.__slots__}, "step_s": 4.0, "memory_gib": 9.0})
+    dear = replace(COSTS, step_s=4.0, memory_gib=9.0)
     found = forecast(make_config(trials=2), [COSTS, dear])
     assert found.trial_s.low == forecast(make_config()).trial_s.low
-    assert found.trial_s.high == pytest.approx(1.25 * (3.0 + 6 * (50.0 + 1.0) + 0.3)) and found.memory_gib == 9.0
+    assert found.trial_s.high == pytest.approx(1.25 * (3.0 + 6 * (50.0 + 1.0) + 2.0 + 0.3)) and found.memory_gib == 9.0
 
 
 @pytest.mark.parametrize(
@@ -110,8 +125,8 @@ def test_finalists_cost_their_images_and_epochs_times_their_number(promotion, ba
     config = replace_settings(config, {f"promotion.{key}": value for key, value in promotion.items()})
     given = {"num_workers": 1, "threads": 2, "device": "cpu", "promotion_s": None, "growth": 3.0}
     found = build_forecast(config, [COSTS], **given)
-    one_s = 3.0 + 6 * (3 * 10 * 2.0 + 20 * 0.5 + 1.0) + 0.3
+    one_s = 3.0 + 6 * (3 * 10 * 2.0 + 20 * 0.5 + 1.0) + 2.0 + 0.3
     assert (found.finalists, found.finalists_s) == (count, pytest.approx(count * one_s))
     assert found.disk_gib == 0.5 * (2 * (trials + count) + 1)
     longer = build_forecast(replace_settings(config, {"promotion.finalist_epochs": 12}), [COSTS], **given)
-    assert longer.finalists_s == pytest.approx(count * (2 * (one_s - 3.3) + 3.3))
+    assert longer.finalists_s == pytest.approx(count * (2 * (one_s - 5.3) + 5.3))

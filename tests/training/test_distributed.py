@@ -81,8 +81,9 @@ def run_two(folder: Path, configs: dict[str, RunConfig], backend: str, num_gpus:
         (folder / f"{name}.json").write_text(config.model_dump_json())
         begin_attempt(folder / name, "")
     environment = {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
-    place = str(Path(__file__).parents[2])  # where cityopt is not installed, pytest alone has it on its path
-    environment |= {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "PYTHONPATH": place}
+    # Where cityopt and what it needs are not installed, pytest alone has them on its path.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment |= {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "PYTHONPATH": path}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), str(rank), backend],
