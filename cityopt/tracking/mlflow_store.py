@@ -13,6 +13,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache, cached_property
@@ -150,7 +151,7 @@ class MlflowStore:
         Tags `cityopt.study`, `cityopt.kind` and MLflow's own are set beside the given ones.
         """
         parent = self._parents.get(study) or self.open_parent(study)
-        with self._turn(), translate_errors(f"create the run {name!r}"):
+        with translate_errors(f"create the run {name!r}"):
             return self._create_run(study, name, kind, {"mlflow.parentRunId": parent, **(tags or {})})
 
     def make_run(self, request: str, run: DeferredRun) -> str:
@@ -235,6 +236,8 @@ class MlflowStore:
 
         dataset = Dataset(name, digest[:36], source_type="local", source=json.dumps({"uri": source}))
         with self._turn(), translate_errors(f"log a dataset to the run {run_id}"):
+            if self.is_embedded and self._batches.link_dataset(run_id, dataset.name, dataset.digest, context):
+                return
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
 
@@ -245,7 +248,9 @@ class MlflowStore:
         if tags:
             self.log(run_id, tags=tags)
         with self._turn(), translate_errors(f"end the run {run_id}"):
-            self.client.set_terminated(run_id, status, end_ms)
+            moment = end_ms or time.time_ns() // 1_000_000
+            if not (self.is_embedded and self._batches.end_run(run_id, status, moment)):
+                self.client.set_terminated(run_id, status, moment)
 
     def artifact_uri(self, run_id: str) -> str:
         """Return where the artifacts of a run lie."""
@@ -314,9 +319,14 @@ class MlflowStore:
     def _create_run(self, study: str, name: str, kind: str, tags: Mapping[str, object]) -> str:
         own = {"cityopt.study": study, "cityopt.kind": kind, "mlflow.user": _user(), "mlflow.source.name": "cityopt"}
         texts = {key: _shorten(value) for key, value in {**own, **tags}.items()}
-        run = self.client.create_run(self.open_experiment(study), tags=texts, run_name=name)
-        self._artifacts[run.info.run_id] = run.info.artifact_uri
-        return str(run.info.run_id)
+        experiment = self.open_experiment(study)
+        with self._turn():
+            made = self._batches.create_run(experiment, name, texts) if self.is_embedded else None
+            if made is None:
+                info = self.client.create_run(experiment, tags=texts, run_name=name).info
+                made = str(info.run_id), str(info.artifact_uri)
+        self._artifacts[made[0]] = made[1]
+        return made[0]
 
     def _search(self, study: str, condition: str, limit: int) -> list[str]:
         experiment = self.open_experiment(study)

@@ -1,14 +1,16 @@
-"""The fast way into MLflow's database leaves the rows that MLflow's own `log_batch` leaves, or none."""
+"""The fast way into MLflow's database leaves the rows that MLflow's own way leaves, or none."""
 
+import json
 import math
 import random
 import sqlite3
+import time
 import uuid
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from cityopt.errors import StoreError
 from cityopt.tracking.mlflow_batch import BatchWriter
@@ -18,6 +20,8 @@ from cityopt.tracking.run_folder import Record
 VALUES = (0.5, -1.0, 0.0, 1e-320, math.nan, math.inf, -math.inf, 3.0)
 POINT, TEXT = "key, value, timestamp, step, is_nan", "key, value"
 TABLES = {"metrics": POINT, "latest_metrics": POINT, "params": TEXT, "tags": TEXT}
+WHOLE = ("runs", "inputs", "input_tags")
+"""Tables that a run's beginning, its dataset and its end are written to."""
 RECORD = Record(step=1, time_ms=1, metrics={"a": 1.0})
 
 
@@ -109,7 +113,72 @@ def test_run_that_takes_no_more_is_left_to_mlflow(mlflow_store: MlflowStore, run
     assert read_rows(database, run_id) == before
 
 
-@pytest.mark.parametrize("table", TABLES)
+def read_course(database: Path, run_id: str) -> list[object]:
+    """Read what a run has beside its points, but for ids and moments, and whether it began just now."""
+    queries = (
+        "SELECT * FROM runs WHERE run_uuid = ?",
+        "SELECT i.*, d.name, t.name, t.value FROM inputs i JOIN input_tags t USING (input_uuid) "
+        "JOIN datasets d ON dataset_uuid = source_id WHERE destination_id = ?",
+    )
+    with closing(sqlite3.connect(database)) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for query in queries for row in connection.execute(query, (run_id,))]
+    for row in rows:
+        row["is_new"] = abs(row.pop("start_time", 0) / 1000 - time.time()) < 60
+        row["input_uuid"] = len(row.get("input_uuid", ""))
+    return [
+        {name: x.replace(run_id, "ID") if isinstance(x, str) else x for name, x in row.items()} for row in rows
+    ] + sorted(read_rows(database, run_id)["tags"])
+
+
+def test_course_of_a_run_leaves_the_rows_that_mlflow_leaves(
+    mlflow_store: MlflowStore, study: str, database: Path
+) -> None:
+    """Begun, its dataset named twice, ended, gone on with, and ended in another way."""
+    writer, client, experiment = BatchWriter(database), mlflow_store.client, mlflow_store.open_experiment(study)
+    tags = {"mlflow.user": "ann", "mlflow.parentRunId": "p", "t": "ä\n'"}
+    slow = client.create_run(experiment, tags=tags, run_name="trial-0007").info
+    made = writer.create_run(experiment, "trial-0007", tags)
+    assert made and made[1] == slow.artifact_uri.replace(slow.run_id, made[0])
+    fast = made[0]
+    assert read_course(database, fast) == read_course(database, slow.run_id)
+    source = json.dumps({"uri": "/there"})
+    for _ in range(2):
+        client.log_inputs(
+            slow.run_id, [DatasetInput(Dataset("city", "d1", "local", source), [InputTag("mlflow.data.context", "x")])]
+        )
+        assert writer.link_dataset(fast, "city", "d1", "x")
+        assert len(read_course(database, fast)) == 6
+        assert read_course(database, fast) == read_course(database, slow.run_id)
+    for status in ("KILLED", "FINISHED"):
+        client.set_terminated(slow.run_id, status, 1234)
+        assert writer.end_run(fast, status, 1234)
+        assert read_course(database, fast) == read_course(database, slow.run_id)
+        client.update_run(fast, status="RUNNING")
+        client.update_run(slow.run_id, status="RUNNING")
+        assert read_course(database, fast) == read_course(database, slow.run_id)
+    writer.close()
+
+
+def test_unusual_courses_are_left_to_mlflow(mlflow_store: MlflowStore, study: str, run_id: str, database: Path) -> None:
+    """A dataset that is new to the experiment, a deleted run, a deleted experiment, or one whose place is odd."""
+    writer, client, experiment = BatchWriter(database), mlflow_store.client, mlflow_store.open_experiment(study)
+    assert not writer.link_dataset(run_id, "city", "d1", "x")
+    assert not writer.create_run(experiment, "n", {"mlflow.runName": "m"})
+    remote = client.create_experiment(f"{study} elsewhere", "s3://bucket/place?key=1")
+    assert not writer.create_run(remote, "n", {})
+    before = read_course(database, run_id)
+    client.delete_run(run_id)
+    assert not writer.end_run(run_id, "FINISHED", 1) and not writer.link_dataset(run_id, "city", "d1", "x")
+    client.restore_run(run_id)
+    assert read_course(database, run_id) == before
+    client.delete_experiment(experiment)
+    assert not writer.create_run(experiment, "n", {})
+    client.restore_experiment(experiment)
+    assert len(client.search_runs([experiment])) == 2  # the study's own and the trial's
+
+
+@pytest.mark.parametrize("table", [*TABLES, *WHOLE])
 def test_database_with_another_schema_is_left_to_mlflow(table: str, database: Path, tmp_path: Path) -> None:
     copy = tmp_path / "mlflow.db"
     with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
