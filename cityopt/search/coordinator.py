@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,7 +25,7 @@ from cityopt.data.roots import cache_folder
 from cityopt.dimension import Scalar
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, WeightsError
 from cityopt.search.agenda import Agenda
-from cityopt.search.attempts import MAX_STALLED, forgive_attempt, may_try
+from cityopt.search.attempts import MAX_STALLED, RunningTrial, forgive_attempt, may_try, note_progress
 from cityopt.search.executors.base import (
     NEVER_BEGAN,
     EpochDone,
@@ -75,19 +74,6 @@ STOPS_STUDY: dict[str, type[CityoptError]] = {"data": DataError, "config": Confi
 _PARTING_S = 10.0
 """How long MLflow may take to hear what is left, before others go on with it."""
 _KEPT = "The study stops and keeps its trial: once that is mended, the same command goes on."
-
-
-@dataclass(slots=True)
-class RunningTrial:
-    """A trial in a worker's hands."""
-
-    trial: optuna.Trial
-    run_id: str
-    config: RunConfig
-    reported: dict[int, float]
-    """The values that Optuna has heard of, by epoch, or hears of when its database is back."""
-    token: str = ""
-    """That of the attempt."""
 
 
 class Coordinator:
@@ -258,11 +244,13 @@ class Coordinator:
         except WeightsError as error:
             self._end(running, Status("failed", "config", str(error)))
             return
-        if resumed and not may_try(trial, max(running.reported, default=0), begun=begun):
-            seconds = sum_seconds(read_records(self._folder(run_id))[0])
-            message = f"{MAX_STALLED} attempts ended without a finished epoch"
-            self._end(running, Status("failed", "crash", message, seconds))
-            return
+        if resumed:
+            records = read_records(self._folder(run_id))[0]
+            running.num_done = max((record.step for record in records), default=0)
+            if not may_try(trial, max(running.reported, default=0), begun=begun):
+                message = f"{MAX_STALLED} attempts ended without a finished epoch"
+                self._end(running, Status("failed", "crash", message, sum_seconds(records)))
+                return
         running.token = uuid.uuid4().hex
         self._running[run_id] = running
         self.budget.start(trial.number, config.training.epochs)
@@ -300,6 +288,9 @@ class Coordinator:
         if event.epoch not in running.reported:
             value = running.reported[event.epoch] = event.metrics[self.config.search.metric]
             self.ledger.write(running.trial.number, lambda: running.trial.report(value, event.epoch))
+        elif event.epoch > running.num_done:
+            running.num_done = epochs  # once is enough
+            self.ledger.write(running.trial.number, lambda: note_progress(running.trial))
         stop = event.epoch < epochs and self._is_pruned(running, event.epoch)
         self.executor.answer(event.run_id, "stop" if stop else "continue")
         self.observer.show_epoch(running.config.name, event.epoch, epochs, event.metrics)

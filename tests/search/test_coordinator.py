@@ -408,6 +408,26 @@ class Impatient(ScriptedExecutor):
         return []
 
 
+def test_attempts_are_forgiven_when_each_finishes_an_epoch_that_another_machine_did_before(bench, monkeypatch):
+    """Each begins with epoch 1, as where the run's folder is not; the second trial finishes none after its first."""
+    start = Coordinator._start
+
+    def start_elsewhere(self, trial, *, resumed):
+        (run_folder(self.store, str(trial.user_attrs.get(RUN_ID))) / "metrics.jsonl").unlink(missing_ok=True)
+        start(self, trial, resumed=resumed)
+
+    monkeypatch.setattr(Coordinator, "_start", start_elsewhere)
+
+    def play(config, attempt):
+        last = {"trial-0000": 3 if attempt <= 5 else None, "trial-0001": 3 if attempt == 1 else 1}
+        return Script((0.1, 0.2, 0.3), lost_before=last[config.name])
+
+    it = bench(trials=2)
+    jobs = [job.config.name for job in it.live(play).jobs]
+    assert (jobs.count("trial-0000"), jobs.count("trial-0001")) == (6, 4)
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
 def test_attempts_are_forgiven_when_the_user_stopped_them(bench):
     it = bench(trials=1)
     for _ in range(5):
