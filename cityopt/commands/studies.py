@@ -183,15 +183,15 @@ def stop(
     tracking_uri: TrackingOption = None,
     name: NameOption = None,
 ) -> None:
-    """Let the sweep that is at work on a study end in good order, from wherever you are.
+    """Let the sweep, promotion or cross-validation of a study end in good order, from wherever you are.
 
     Example: cityopt stop --study demo
     """
-    from cityopt.search.requests import stop_sweep
+    from cityopt.search.requests import stop_study
     from cityopt.study_file import name_study
 
     place = join(store, storage, tracking_uri)
-    print(stop_sweep(name_study(study, name), store=place))
+    print(stop_study(name_study(study, name), store=place))
 
 
 def retry(

@@ -104,7 +104,7 @@ class Coordinator:
         self.budget = self.keeper.budget
         self.ownership = ownership or SoleOwner()
         self.ledger = Ledger(self.ownership, observer.say)
-        self.requests = requests or open_requests(store, study, self.ownership)
+        self.requests = requests or open_requests(store, study)
         self._runs = TrialRuns(mlflow, shipper, config.name, facts, self.ownership)
         self._streak = FailureStreak(config.search.max_failures)
         self._running: dict[str, RunningTrial] = {}

@@ -31,8 +31,10 @@ from cityopt.search.crossval_result import CrossValidation, read_crossval, write
 from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.final_model import FinalModel, build_final, read_final, train_final
+from cityopt.search.ledger import explaining_outages
 from cityopt.search.observer import Observer
 from cityopt.search.parent_run import open_parent
+from cityopt.search.requests import RequestBox, open_requests
 from cityopt.search.single import SingleTraining
 from cityopt.search.study_lock import lock_study
 from cityopt.search.sweep import naming_interrupts, open_executor
@@ -41,6 +43,7 @@ from cityopt.settings import replace_section
 from cityopt.store import open_store, run_folder
 from cityopt.tracking.curves import pick_epoch
 from cityopt.tracking.mlflow_patience import PatientStore
+from cityopt.tracking.mlflow_restore import restore_runs
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import Status, read_records, read_status, take_over, write_dataset
 from cityopt.training.crossval import BLOCKS_REMARK, Division
@@ -78,23 +81,26 @@ def run_crossval(
     folder = open_store(store)
     observer.say(f"store {folder}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock_study(folder, name, "crossval"), naming_interrupts():
+    with explaining_outages(folder), lock_study(folder, name, "crossval"), naming_interrupts():
+        RequestBox(folder, name).forget_stops()
         opened = open_crossed(folder, name, begin, data, settings, observer)
         division = divide_survey(opened.survey, opened.full, folds=folds, blocks=blocks)
         if final:
             check_judgeable(opened.survey)
         _announce(opened.choice, division, observer)
         study, facts = begin_crossed(opened, folder, data, observer)
+        requests = open_requests(folder, study)
         slots = plan_slots(device, workers=workers and min(workers, folds), per_device=per_device)[:folds]
         threads = share_threads(facts.threads, len(slots))
         plan = build_plan(opened, facts, division, device=device, threads=threads, store=folder)
         open_set(opened.survey, ImageSet(), plan.runs[0], observer.reporter("decoding the training images"))
         mlflow = PatientStore(folder, on_wait=observer.say)
+        restore_runs(mlflow, name)
         with (
             open_executor(folder, opened.config, threads=threads, slots=slots) as executor,
             open_parent(mlflow, opened.config, facts, observer) as (_, shipper),
         ):
-            training = SingleTraining(folder, executor, shipper, observer)
+            training = SingleTraining(folder, executor, shipper, observer, requests)
             return CrossValidator(study, plan, facts, mlflow, training).validate(with_final=final)
 
 

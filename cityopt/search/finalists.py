@@ -32,6 +32,7 @@ from cityopt.search.micro_batches import find_smaller
 from cityopt.search.observer import Observer
 from cityopt.search.parent_run import open_parent
 from cityopt.search.pretrained import fetch_weights
+from cityopt.search.requests import Requests
 from cityopt.search.single import SingleTraining
 from cityopt.search.status import TrialStatus, describe_trials
 from cityopt.search.sweep import open_executor
@@ -60,6 +61,7 @@ def run_finalists(
     workers: int,
     mlflow: MlflowStore,
     observer: Observer,
+    requests: Requests,
 ) -> Finalists:
     """Train a study's finalists, or go on with that, and decide who wins.
 
@@ -83,7 +85,7 @@ def run_finalists(
         open_executor(store, config, threads=threads, slots=slots) as executor,
         open_parent(mlflow, config, facts, observer) as (parent, shipper),
     ):
-        training = SingleTraining(store, executor, shipper, observer)
+        training = SingleTraining(store, executor, shipper, observer, requests)
         found = FinalistTrainer(study, config, facts, plan, mlflow, training).train(parent)
     observer.say(f"{found.reason}\n{found.trust.sentence}")
     return found

@@ -6,7 +6,9 @@ is told when it answers again. About a trial that is another coordinator's by th
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
@@ -15,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from cityopt.errors import StoreError
 from cityopt.search.ownership import LeaseLostError, Ownership
 from cityopt.search.storage import name_cause
+from cityopt.services import name_storage
 
 T = TypeVar("T")
 PATIENCE_S = 600.0
@@ -110,6 +113,20 @@ class Ledger:
             ) from error
         self._next_try = now + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+
+
+@contextmanager
+def explaining_outages(store: Path) -> Iterator[None]:
+    """Say how to go on when the studies' database goes away where nothing special can be done. Raises StoreError."""
+    try:
+        yield
+    except AWAY as error:
+        if not is_away(error):
+            raise
+        raise StoreError(
+            f"the studies' database {name_storage(store)} does not answer: {name_cause(error)}. Nothing is lost: all "
+            "that is finished is in the run folders. When it answers again, the same command goes on."
+        ) from error
 
 
 def is_away(error: BaseException) -> bool:

@@ -25,12 +25,14 @@ from cityopt.search.facts import StudyFacts
 from cityopt.search.finalist_plan import choose_trials
 from cityopt.search.finalist_result import Finalists
 from cityopt.search.finalists import run_finalists
+from cityopt.search.ledger import explaining_outages
 from cityopt.search.observer import Observer
 from cityopt.search.parent_run import open_parent
 from cityopt.search.plan import PlannedStage, check_plan, pin_plan, plan_promotion
 from cityopt.search.preparation import open_root
 from cityopt.search.pretrained import hash_files
 from cityopt.search.registration import register_result
+from cityopt.search.requests import RequestBox, open_requests
 from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import trial_holdout
 from cityopt.search.status import TrialStatus, describe_trials
@@ -97,9 +99,11 @@ def run_promotion(
     num_devices = count_devices(devices, device)
     folder = open_store(find_store(store, name))
     observer.say(f"store {folder}")
-    with lock_study(folder, name, "promotion"), naming_interrupts():
+    with explaining_outages(folder), lock_study(folder, name, "promotion"), naming_interrupts():
+        RequestBox(folder, name).forget_stops()
         storage = open_storage(folder)
         study, config, facts = load_stored_study(storage, name)
+        requests = open_requests(folder, study)
         best = pick_winner(study, config)
         refuse_other_settings(storage, config, hash_files(config))
         config = replace_settings(config, how)
@@ -117,7 +121,15 @@ def run_promotion(
                 rival = plan_promotion(config, facts, trial, settings, root=root, device=device, store=folder)
                 check_devices(rival, num_devices, f"trial {trial.number}, which may win")
             finalists = run_finalists(
-                study, config, facts, root=root, device=device, workers=workers, mlflow=mlflow, observer=observer
+                study,
+                config,
+                facts,
+                root=root,
+                device=device,
+                workers=workers,
+                mlflow=mlflow,
+                observer=observer,
+                requests=requests,
             )
             winner = take_winner(finalists, describe_trials(study, live=False), folder)
             plan = plan_promotion(config, facts, winner, settings, root=root, device=device, store=folder)
@@ -128,7 +140,7 @@ def run_promotion(
             open_executor(folder, config, threads=facts.threads, slots=(device,)) as executor,
             open_parent(mlflow, config, facts, observer) as (_, shipper),
         ):
-            training = SingleTraining(folder, executor, shipper, observer)
+            training = SingleTraining(folder, executor, shipper, observer, requests)
             parts = (folder, study, config, facts, mlflow, training, observer)
             return Promoter(*parts, finalists=finalists, force=force).promote(plan, winner)
 

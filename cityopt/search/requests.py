@@ -1,7 +1,8 @@
-"""What other commands ask of a live sweep, as files in the store, which the sweep's coordinator obeys.
+"""What other commands ask of whoever is at work on a study, as files in the store.
 
     requests/STUDY/TIME-PID.json    {"verb": "stop"} or {"verb": "retry", "reason": "oom"}
 
+A sweep's coordinator obeys both; a promotion and a cross-validation hear a stop between two looks at their trainings.
 A file is removed after it was obeyed, so that a kill loses none; to obey one twice does no harm. On a server, where
 several coordinators share a study, a stop is a number on the study, and a retry goes straight into its queue.
 """
@@ -18,11 +19,11 @@ import optuna
 
 from cityopt.errors import ConfigError, StoreError
 from cityopt.search.leases import lock_decisions
-from cityopt.search.ownership import Ownership, SoleOwner
+from cityopt.search.ledger import AWAY, explaining_outages, is_away
 from cityopt.search.retries import ANY, enqueue_failed
 from cityopt.search.storage import open_storage
 from cityopt.search.study import load_stored_study
-from cityopt.search.study_lock import is_swept, lock_study
+from cityopt.search.study_lock import SWEEP, is_swept, lock_study, watch_study
 from cityopt.services import read_services
 from cityopt.settings import name_nearest
 from cityopt.store import describe_option, find_store
@@ -31,6 +32,8 @@ from cityopt.tracking.run_folder import read_json, write_json
 REASONS = ("nan", "oom", "crash", "hung", "config", "data")
 _INTERVAL_S = 0.5
 _SHARED_INTERVAL_S = 2.0
+_AWAY_INTERVAL_S = 60.0
+_PAUSE_S = 0.2
 _PATIENCE_S = 60.0
 _STOPS = "cityopt:stops"
 
@@ -53,6 +56,10 @@ class Requests(ABC):
         Returns whether there was one.
         """
 
+    @abstractmethod
+    def hear_stop(self) -> bool:
+        """Say whether a stop was asked for, once; what else there is stays for the next sweep."""
+
 
 class StopBell(Requests):
     """Stops that several coordinators hear: a number on the study, which is another one than at their start then."""
@@ -71,15 +78,26 @@ class StopBell(Requests):
             act(Request("stop"))
         return has_rung
 
+    def hear_stop(self) -> bool:
+        """Say whether somebody has rung. While the database is away, nobody can."""
+        heard: list[Request] = []
+        try:
+            self.obey(heard.append)
+        except AWAY as error:
+            if not is_away(error):
+                raise
+            self._next_look = time.monotonic() + _AWAY_INTERVAL_S
+        return bool(heard)
+
 
 def count_stops(study: optuna.Study) -> int:
     """Return how often the sweeps of a study were asked to stop."""
     return int(study.user_attrs.get(_STOPS, 0))
 
 
-def open_requests(store: Path, study: optuna.Study, ownership: Ownership) -> Requests:
-    """Return the requests to a coordinator that owns all of a study, or a part."""
-    return RequestBox(store, study.study_name) if isinstance(ownership, SoleOwner) else StopBell(study)
+def open_requests(store: Path, study: optuna.Study) -> Requests:
+    """Return what is asked from now on of whoever works on a study."""
+    return StopBell(study) if read_services(store).storage else RequestBox(store, study.study_name)
 
 
 class RequestBox(Requests):
@@ -105,36 +123,50 @@ class RequestBox(Requests):
             path.unlink(missing_ok=True)
         return bool(paths)
 
-    def forget_stops(self) -> None:
-        """Remove what asked an earlier sweep to stop, and came too late for it."""
-        for path in self._folder.glob("*.json"):
-            if (read_json(path) or {}).get("verb") == "stop":
-                path.unlink(missing_ok=True)
+    def hear_stop(self) -> bool:
+        """Say whether there is a stop, which is obeyed with that."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _INTERVAL_S
+        return self.forget_stops()
+
+    def forget_stops(self) -> bool:
+        """Remove what asked somebody to stop, who may have ended before that came; says whether there was any."""
+        stops = [path for path in self._folder.glob("*.json") if (read_json(path) or {}).get("verb") == "stop"]
+        for path in stops:
+            path.unlink(missing_ok=True)
+        return bool(stops)
 
 
-def stop_sweep(name: str, *, store: Path) -> str:
-    """Let the sweep that is at work on a study end in good order, and return how to go on.
+def stop_study(name: str, *, store: Path) -> str:
+    """Let what is at work on a study end in good order, and return how to go on.
 
-    Raises StoreError: there is none, or it does not end within a minute.
+    That is a sweep, or several that share the study, a promotion or a cross-validation. Raises StoreError: there is
+    none, or it does not end within a minute.
     """
     folder = find_store(store, name)
     storage = open_storage(folder)
     study, _, _ = load_stored_study(storage, name)
-    if not is_swept(folder, name):
-        raise StoreError(f"no sweep is at work on study {name!r} in {folder}: there is nothing to stop.")
-    if read_services(folder).storage:
-        with lock_decisions(storage.engine, study._study_id):
-            study.set_user_attr(_STOPS, count_stops(study) + 1)
-    else:
-        RequestBox(folder, name).put(Request("stop"))
-    deadline = time.monotonic() + _PATIENCE_S
-    while is_swept(folder, name):
-        if time.monotonic() > deadline:
-            raise StoreError(
-                f"the sweep of study {name!r} was asked to stop {_PATIENCE_S:.0f} s ago and is still at work. It "
-                "stops when its data is prepared or MLflow answers; Ctrl-C twice where it runs ends it at once."
-            )
-        time.sleep(0.1)
+    with explaining_outages(folder), watch_study(folder, name) as look:
+        work = look()
+        if work is None:
+            raise StoreError(f"nothing is at work on study {name!r} in {folder}: there is nothing to stop.")
+        if read_services(folder).storage:
+            with lock_decisions(storage.engine, study._study_id):
+                study.set_user_attr(_STOPS, count_stops(study) + 1)
+        else:
+            RequestBox(folder, name).put(Request("stop"))
+        deadline = time.monotonic() + _PATIENCE_S
+        while look():
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"what is at work on study {name!r} was asked to stop {_PATIENCE_S:.0f} s ago and still is. It "
+                    "stops when its data is prepared, a model is judged, or MLflow answers; Ctrl-C twice where it runs "
+                    "ends it at once."
+                )
+            time.sleep(_PAUSE_S)
+    if work != SWEEP:
+        return "Stopped; nothing is lost. The same command goes on from the last finished epoch."
     return f"Stopped; nothing is lost. Go on with: cityopt sweep --study {name}{describe_option(folder)}"
 
 

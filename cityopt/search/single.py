@@ -17,6 +17,7 @@ from cityopt.search.attempts import MAX_STALLED
 from cityopt.search.executors.base import NEVER_BEGAN, EpochDone, Event, Executor, Job, JobEnded, Progressed
 from cityopt.search.interrupts import Interrupt
 from cityopt.search.observer import Observer
+from cityopt.search.requests import Requests
 from cityopt.search.scorekeeping import end_shipping
 from cityopt.search.sweep import STOPPED
 from cityopt.store import run_folder
@@ -51,8 +52,11 @@ class _Running:
 class SingleTraining:
     """Trains runs in an executor's workers: one, or several side by side."""
 
-    def __init__(self, store: Path, executor: Executor, shipper: Shipper, observer: Observer) -> None:
+    def __init__(
+        self, store: Path, executor: Executor, shipper: Shipper, observer: Observer, requests: Requests | None = None
+    ) -> None:
         self.store, self.executor, self.shipper, self.observer = store, executor, shipper, observer
+        self.requests = requests
         self.interrupt = Interrupt(observer)
         self._completed: set[str] = set()
 
@@ -111,8 +115,15 @@ class SingleTraining:
             while self._fill_slots(waiting, running):
                 for event in self.executor.poll(0.2):
                     self._handle(event, running, on_end, on_failure)
-                if self.interrupt.is_set:
+                if self._is_stopped():
                     raise StoppedError(STOPPED)
+
+    def _is_stopped(self) -> bool:
+        """Say whether to leave the rest to the next call: after Ctrl-C, or when another command asked for it."""
+        if not self.interrupt.is_set and self.requests is not None and self.requests.hear_stop():
+            self.observer.say("Asked to stop: what is finished is kept.")
+            self.interrupt.is_set = True
+        return self.interrupt.is_set
 
     def _fill_slots(self, waiting: Iterator[tuple[str, RunConfig]], running: dict[str, _Running]) -> bool:
         """Start runs on free slots; say whether there is anything to wait for."""

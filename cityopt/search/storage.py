@@ -35,6 +35,10 @@ _POSTGRES_OPTIONS: dict[str, Any] = {
         "application_name": "cityopt",
     },
 }
+_FIND_LOCK = sqlalchemy.text("""
+    SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database()
+    WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted
+        AND classid = CAST(:high AS bigint) AND objid = CAST(:low AS bigint) AND objsubid = 1""")
 
 
 def join_services(path: str | Path, storage: str | None, tracking_uri: str | None) -> Path:
@@ -93,12 +97,22 @@ def hold_lock(url: str, name: str, *, wait: bool = True, shared: bool = False) -
     Several may hold it that `shared` it, and none beside one that did not. It ends with the block, or with the
     process. Raises StoreError: the server does not answer.
     """
-    key = int.from_bytes(hashlib.sha256(f"cityopt:{name}".encode()).digest()[:8], "big", signed=True)
     verb = f"pg_{'' if wait else 'try_'}advisory_lock{'_shared' if shared else ''}"
     with connect(url) as connection:
         with _translating(url):
-            answer = connection.execute(sqlalchemy.text(f"SELECT {verb}(:key)"), {"key": key}).scalar()
+            answer = connection.execute(sqlalchemy.text(f"SELECT {verb}(:key)"), {"key": _name_key(name)}).scalar()
         yield wait or bool(answer)
+
+
+def is_lock_held(connection: sqlalchemy.Connection, name: str) -> bool:
+    """Say whether somebody holds a lock of `hold_lock` alone."""
+    key = _name_key(name) % 2**64
+    numbers = {"high": key >> 32, "low": key % 2**32}
+    return connection.execute(_FIND_LOCK, numbers).first() is not None
+
+
+def _name_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"cityopt:{name}".encode()).digest()[:8], "big", signed=True)
 
 
 def name_cause(error: BaseException) -> str:

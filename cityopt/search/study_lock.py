@@ -6,17 +6,21 @@ locks/STUDY.lock    held by the process that it names: at work on trials, a prom
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
+import sqlalchemy
+
 from cityopt.errors import StoreError
 from cityopt.search.leases import list_coordinators
-from cityopt.search.storage import connect, hold_lock
+from cityopt.search.storage import connect, hold_lock, is_lock_held
 from cityopt.services import hide_password, read_services
 from cityopt.store import describe_option
 
+SWEEP, SOLE = "sweep", "sole"
+"""What may be at work on a study: trials, or something beside which there is nothing else."""
 _LOCK_PATIENCE_S = 1.0
 
 
@@ -26,7 +30,7 @@ def lock_study(store: Path, name: str, what: str = "sweep") -> Iterator[None]:
 
     Raises StoreError when another process holds it.
     """
-    path = store / "locks" / f"{name}.lock"
+    path = _place_lock(store, name)
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
         if not _take_lock(file):
@@ -58,7 +62,7 @@ def join_sweep(store: Path, name: str) -> Iterator[None]:
 @contextmanager
 def _lock_in_database(store: Path, name: str, url: str, *, shared: bool = False) -> Iterator[None]:
     """Keep machines off that share the study's database and not its store."""
-    with hold_lock(url, f"study {name}", wait=False, shared=shared) as is_ours:
+    with hold_lock(url, _name_lock(name), wait=False, shared=shared) as is_ours:
         # Locks go with a restart of the server, and leases stay.
         if not is_ours or (not shared and is_swept(store, name)):
             raise StoreError(
@@ -81,16 +85,46 @@ def find_sweep(store: Path, name: str) -> float | None:
     if url := read_services(store).storage:
         with connect(url) as connection:
             return min((lease.begun for lease in list_coordinators(connection, name)), default=None)
-    path = store / "locks" / f"{name}.lock"
+    return _place_lock(store, name).stat().st_mtime if _read_holder(store, name) == SWEEP else None
+
+
+@contextmanager
+def watch_study(store: Path, name: str) -> Iterator[Callable[[], str | None]]:
+    """Give a function that says what is at work on a study: SWEEP, SOLE, or None. It asks over one connection."""
+    url = read_services(store).storage
+    if url is None:
+        yield lambda: _read_holder(store, name)
+        return
+    with connect(url) as connection:
+        yield lambda: _find_work(connection, store, name)
+
+
+def _find_work(connection: sqlalchemy.Connection, store: Path, name: str) -> str | None:
+    """Look for coordinators, else for whoever holds the study alone, here (by the file) or elsewhere."""
+    if list_coordinators(connection, name):
+        return SWEEP
+    return SOLE if is_lock_held(connection, _name_lock(name)) or _read_holder(store, name) else None
+
+
+def _read_holder(store: Path, name: str) -> str | None:
+    """Return what holds the file of a study's lock; None where it is free."""
+    path = _place_lock(store, name)
     if not path.is_file():
         return None
     with path.open("r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            is_sweep = not file.read().endswith((", promotion", ", crossval", ", retry"))
-            return path.stat().st_mtime if is_sweep else None
+            return SOLE if file.read().endswith((", promotion", ", crossval", ", retry")) else SWEEP
     return None
+
+
+def _place_lock(store: Path, name: str) -> Path:
+    return store / "locks" / f"{name}.lock"
+
+
+def _name_lock(name: str) -> str:
+    return f"study {name}"
 
 
 def _take_lock(file: IO[str]) -> bool:

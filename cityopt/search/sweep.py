@@ -25,6 +25,7 @@ from cityopt.search.executors.silence import HangRule
 from cityopt.search.executors.slots import plan_slots
 from cityopt.search.facts import StudyFacts
 from cityopt.search.leased_owner import LEASE_S, open_ownership
+from cityopt.search.ledger import explaining_outages
 from cityopt.search.observer import Observer
 from cityopt.search.parent_run import open_parent
 from cityopt.search.preparation import PreparedStudy, check_dataset_exists, prepare_study
@@ -89,7 +90,7 @@ def run_sweep(
     slots = () if cluster else plan_slots(device, workers=workers, per_device=per_device)
     folder = open_store(store)
     observer.say(f"store {folder}")
-    with join_sweep(folder, config.name), naming_interrupts():
+    with explaining_outages(folder), join_sweep(folder, config.name), naming_interrupts():
         RequestBox(folder, config.name).forget_stops()
         storage = open_storage(folder)
         config = settle_paths(config)
@@ -108,7 +109,7 @@ def run_sweep(
             announce_anchors(facts, observer)
             mlflow = PatientStore(folder, on_wait=observer.say)
             ownership = open_ownership(storage, study, lease_s)
-            requests = open_requests(folder, study, ownership)  # a stop is heard from when others see this sweep
+            requests = open_requests(folder, study)  # a stop is heard from when others see this sweep
             with (
                 ownership,
                 open_parent(mlflow, config, facts, observer, ownership) as (parent, shipper),

@@ -9,7 +9,7 @@ from small_studies import FACTS, FLAT, RATE, make_config
 
 from cityopt.errors import ConfigError, StoreError
 from cityopt.search import requests
-from cityopt.search.requests import Request, RequestBox, retry_failed, stop_sweep
+from cityopt.search.requests import Request, RequestBox, retry_failed, stop_study
 from cityopt.search.retries import enqueue_failed
 from cityopt.search.space import build_trial_config, sample_settings
 from cityopt.search.status import ENDING, RETRY_OF
@@ -91,35 +91,38 @@ def test_stops_of_old_are_forgotten_but_retries_are_not_when_a_sweep_begins(tmp_
     box, seen = RequestBox(tmp_path, "small"), []
     box.put(Request("stop"))
     box.put(Request("retry", "nan"))
-    box.forget_stops()
-    box.obey(seen.append)
+    assert box.forget_stops() and not box.hear_stop()
+    box.obey(seen.append, at_once=True)
     assert seen == [Request("retry", "nan")]
 
 
-def test_stop_waits_until_the_sweep_has_ended(study, tmp_path):
-    begun = threading.Event()
+@pytest.mark.parametrize(
+    ("what", "advice"), [("sweep", "cityopt sweep --study small"), ("promotion", "The same command goes on")]
+)
+def test_stop_waits_until_what_is_at_work_has_ended(study, tmp_path, what, advice):
+    begun, ended = threading.Event(), threading.Event()
 
-    def sweep():
-        with lock_study(tmp_path, "small"):
+    def work():
+        with lock_study(tmp_path, "small", what):
             begun.set()
-            box, seen = RequestBox(tmp_path, "small"), []
-            while not seen:
-                box.obey(seen.append)
+            box = RequestBox(tmp_path, "small")
+            while not box.hear_stop():
                 time.sleep(0.05)
+            ended.set()
 
-    thread = threading.Thread(target=sweep)
+    thread = threading.Thread(target=work)
     thread.start()
     begun.wait(10)
-    assert "cityopt sweep --study small" in stop_sweep("small", store=tmp_path)
+    assert advice in stop_study("small", store=tmp_path) and ended.is_set()
     thread.join(10)
 
 
 def test_stop_says_so_when_nothing_is_at_work_or_it_does_not_end(study, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="nothing to stop"):
-        stop_sweep("small", store=tmp_path)
+        stop_study("small", store=tmp_path)
     monkeypatch.setattr(requests, "_PATIENCE_S", 0.2)
-    with lock_study(tmp_path, "small"), pytest.raises(StoreError, match="still at work"):
-        stop_sweep("small", store=tmp_path)
+    with lock_study(tmp_path, "small"), pytest.raises(StoreError, match="and still is"):
+        stop_study("small", store=tmp_path)
 
 
 def test_retry_needs_no_settings_of_a_trial_that_other_tools_made(study):

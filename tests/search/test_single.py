@@ -11,6 +11,7 @@ from small_studies import FACTS, make_config
 
 from cityopt.errors import StoppedError, TrainingError
 from cityopt.search.observer import Observer
+from cityopt.search.requests import Request, RequestBox
 from cityopt.search.single import RunFailedError, SingleTraining, strip_place
 from cityopt.search.space import build_trial_config
 from cityopt.settings import replace_section
@@ -136,6 +137,16 @@ def test_interrupt_ends_the_runs_in_progress_and_leaves_complete_ones(mlflow_fol
         "c": ("KILLED", "interrupted"),
     }
     assert read_status(stage.folder("b")) is None
+
+
+def test_stop_of_another_command_ends_the_runs_in_progress(mlflow_folder):
+    stage = Stage(mlflow_folder, lambda *_: Script((0.1,) * 9), names="ab")
+    box = stage.training.requests = RequestBox(mlflow_folder, stage.study)
+    stage.observer.show_epoch = lambda name, epoch, *_: box.put(Request("stop")) if epoch == 1 else None
+    with pytest.raises(StoppedError, match="The same command goes on"):
+        stage.train()
+    assert stage.executor.is_closed and stage.ends() == {"a": ("KILLED", "interrupted"), "b": ("RUNNING", None)}
+    assert read_status(stage.folder("a")) is None and any("Asked to stop" in line for line in stage.said)
 
 
 def test_training_is_the_same_wherever_it_runs():

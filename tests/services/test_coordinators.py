@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from postgres import Cluster
 
 from cityopt.runtime import derive_seed
-from cityopt.search.requests import retry_failed, stop_sweep
+from cityopt.search.requests import retry_failed, stop_study
 from cityopt.search.status import RUN_ID, read_status
 from cityopt.search.storage import join_services, open_storage
 from cityopt.tracking.mlflow_store import MlflowStore
@@ -292,7 +292,7 @@ def test_all_coordinators_stop_and_go_on_when_they_are_asked_to(store: Path, pre
         one.go()
     for one in coordinators:
         one.wait_for(r"epoch trial-\d+ 2")
-    assert "nothing is lost" in stop_sweep(NAME, store=store)
+    assert "nothing is lost" in stop_study(NAME, store=store)
     assert [one.end() for one in coordinators] == [0, 0]
     assert {t.state for t in read_trials(store)} == {TrialState.RUNNING}
     assert {run.info.status for run in read_runs(store).values()} == {"FINISHED", "KILLED"}

@@ -2,18 +2,24 @@
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import optuna
 import pytest
+from coordinator_process import FACTS, build_config
 from postgres import PASSWORD, Cluster
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.engine import Engine
 
 from cityopt.errors import StoreError
 from cityopt.search.leased_owner import open_ownership
 from cityopt.search.leases import LeaseTable, name_coordinator
 from cityopt.search.processes import name_process
+from cityopt.search.requests import open_requests, stop_study
 from cityopt.search.storage import hold_lock, join_services, open_database, open_storage
+from cityopt.search.study import open_study
 from cityopt.search.study_lock import is_swept, lock_study
 from cityopt.services import SERVICES
 
@@ -95,6 +101,37 @@ def test_study_has_no_other_writer_beside_sweeps_whose_lock_went_with_a_restart_
             pytest.fail("a promotion beside a sweep")
     with lock_study(store, "small", "promotion"):
         pass
+
+
+def test_promotion_of_another_store_hears_a_stop_over_few_connections(database: str, tmp_path: Path):
+    here, there = (join_services(tmp_path / name, database, None) for name in ("here", "there"))
+    study, _ = open_study(open_storage(here), build_config("small", 2, 1), FACTS)
+    begun, connections = threading.Event(), list[object]()
+
+    def promote() -> None:
+        with lock_study(here, "small", "promotion"):
+            requests = open_requests(here, study)
+            begun.set()
+            while not requests.hear_stop():
+                time.sleep(0.1)
+            time.sleep(2.0)
+
+    thread = threading.Thread(target=promote)
+    thread.start()
+    assert begun.wait(30)
+
+    def count(link: object, _: object) -> None:
+        connections.append(link)
+
+    event.listen(Engine, "connect", count)
+    try:
+        assert "The same command goes on" in stop_study("small", store=there)
+    finally:
+        event.remove(Engine, "connect", count)
+        thread.join(30)
+    assert len(connections) <= 5
+    with pytest.raises(StoreError, match="nothing to stop"):
+        stop_study("small", store=there)
 
 
 def test_sweep_is_over_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
