@@ -23,7 +23,7 @@ from cityopt.search.promote import PROMOTIONS
 from cityopt.search.status import StudyStatus, TrialStatus, build_status
 from cityopt.search.storage import open_storage
 from cityopt.search.study import load_stored_study
-from cityopt.search.study_lock import is_swept
+from cityopt.search.study_lock import find_sweep
 from cityopt.store import find_store, run_folder
 from cityopt.tracking.curves import merge_metrics, pick_epoch, sum_seconds
 from cityopt.tracking.run_folder import PARAMS, Record, read_json, read_records, read_status
@@ -150,8 +150,8 @@ def read_findings(store: Path, name: str) -> Findings:
     store = find_store(store, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, config, facts = load_stored_study(open_storage(store), name)
-    is_live = is_swept(store, name)
-    status = build_status(study, config, live=is_live)
+    sweep = find_sweep(store, name)
+    status = build_status(study, config, live=sweep.live if sweep else False)
     trials = tuple(_read_trial(store, trial) for trial in status.trials)
     return Findings(
         store=store,
@@ -164,7 +164,7 @@ def read_findings(store: Path, name: str) -> Findings:
         crossval=read_last_crossval(store, study.user_attrs, config.search.metric, config.search.direction),
         importance=measure_importance(status.trials, config.search.space, config.search.direction),
         environment=_read_environment(trials),
-        is_live=is_live,
+        is_live=sweep is not None,
         made_at=time.time(),
     )
 

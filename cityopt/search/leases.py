@@ -176,13 +176,13 @@ def lock_decisions(engine: Engine, study_id: int, longest_s: float = 60.0) -> It
         yield
 
 
-def list_coordinators(connection: Connection, study: str) -> list[Lease]:
-    """Return the leases of the coordinators at work on the study of this name, of those that may be alive."""
+def list_leases(connection: Connection, study: str) -> list[Lease]:
+    """Return the leases of those who may be alive, on the study of this name."""
     if connection.execute(text("SELECT to_regclass('cityopt_leases')")).scalar() is None:
         return []
     found = connection.execute(text("SELECT study_id FROM studies WHERE study_name = :name"), {"name": study}).scalar()
     leases = [Lease(*row) for row in connection.execute(_LIST, {"study": found})]
-    return [lease for lease in leases if lease.may_be_alive and lease.is_coordinator]
+    return [lease for lease in leases if lease.may_be_alive]
 
 
 def name_trial(number: int) -> str:

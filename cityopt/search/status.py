@@ -1,7 +1,7 @@
 """The leaderboard of a study, read from the store alone: also while a sweep runs, also after a kill."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,14 @@ def read_status(store: Path, name: str) -> StudyStatus:
     """Read a study's leaderboard. Raises StoreError when there is no such store or study."""
     store = find_store(store, name)
     study, config, _ = load_stored_study(open_storage(store), name)
-    begun = find_sweep(store, name)
-    return build_status(study, config, live=begun is not None, begun=begun)
+    sweep = find_sweep(store, name)
+    return build_status(study, config, live=sweep.live if sweep else False, begun=sweep.begun if sweep else None)
 
 
-def build_status(study: optuna.Study, config: StudyConfig, *, live: bool, begun: float | None = None) -> StudyStatus:
-    """Return the leaderboard of an open study; `live` says whether a coordinator is at work on it.
+def build_status(
+    study: optuna.Study, config: StudyConfig, *, live: bool | Collection[int], begun: float | None = None
+) -> StudyStatus:
+    """Return the leaderboard of an open study; `live` says whether a coordinator is at work on it, or on which trials.
 
     `begun` says since when, in seconds since 1970.
     """
@@ -155,12 +157,18 @@ def _subtract(limit: float | None, spent: float) -> float | None:
     return None if limit is None else max(limit - spent, 0.0)
 
 
-def describe_trials(study: optuna.Study, *, live: bool) -> list[TrialStatus]:
-    """Return all trials in order; without a live coordinator an unfinished one waits to be taken up again."""
+def describe_trials(study: optuna.Study, *, live: bool | Collection[int]) -> list[TrialStatus]:
+    """Return all trials in order; without a live coordinator an unfinished one waits to be taken up again.
+
+    Where several share a study, `live` has the numbers of the trials that they are at.
+    """
     maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     found = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs[RETRY_OF] for trial in found if RETRY_OF in trial.user_attrs}
-    return [_describe(trial, live, maximize, trial.number in retried) for trial in found]
+    return [
+        _describe(trial, live if isinstance(live, bool) else trial.number in live, maximize, trial.number in retried)
+        for trial in found
+    ]
 
 
 def find_best_reported(reported: Iterable[float], maximize: bool) -> float | None:

@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import sqlalchemy
 
 from cityopt.errors import StoreError
-from cityopt.search.leases import list_coordinators
+from cityopt.search.leases import list_leases
 from cityopt.search.storage import connect, hold_lock, is_lock_held
 from cityopt.services import hide_password, read_services
 from cityopt.store import describe_option
@@ -22,6 +23,21 @@ from cityopt.store import describe_option
 SWEEP, SOLE = "sweep", "sole"
 """What may be at work on a study: trials, or something beside which there is nothing else."""
 _LOCK_PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Coordinators at work on a study."""
+
+    begun: float
+    """When the first of them began, in seconds since 1970."""
+    held: frozenset[int] | None = None
+    """The trials that they are at; None: all that are RUNNING, where there is one coordinator."""
+
+    @property
+    def live(self) -> bool | frozenset[int]:
+        """What `build_status` wants to know."""
+        return True if self.held is None else self.held
 
 
 @contextmanager
@@ -77,15 +93,15 @@ def is_swept(store: Path, name: str) -> bool:
     return find_sweep(store, name) is not None
 
 
-def find_sweep(store: Path, name: str) -> float | None:
-    """Return when the sweep began that is at work on a study, in seconds since 1970; None where none is.
-
-    Where several share a study it is the first of them.
-    """
+def find_sweep(store: Path, name: str) -> Sweep | None:
+    """Return the sweep that is at work on a study, None where none is; several that share it are one."""
     if url := read_services(store).storage:
         with connect(url) as connection:
-            return min((lease.begun for lease in list_coordinators(connection, name)), default=None)
-    return _place_lock(store, name).stat().st_mtime if _read_holder(store, name) == SWEEP else None
+            leases = list_leases(connection, name)
+        begun = min((lease.begun for lease in leases if lease.is_coordinator), default=None)
+        held = frozenset(lease.trial for lease in leases if lease.trial is not None)
+        return None if begun is None else Sweep(begun, held)
+    return Sweep(_place_lock(store, name).stat().st_mtime) if _read_holder(store, name) == SWEEP else None
 
 
 @contextmanager
@@ -101,7 +117,7 @@ def watch_study(store: Path, name: str) -> Iterator[Callable[[], str | None]]:
 
 def _find_work(connection: sqlalchemy.Connection, store: Path, name: str) -> str | None:
     """Look for coordinators, else for whoever holds the study alone, here (by the file) or elsewhere."""
-    if list_coordinators(connection, name):
+    if any(lease.is_coordinator for lease in list_leases(connection, name)):
         return SWEEP
     return SOLE if is_lock_held(connection, _name_lock(name)) or _read_holder(store, name) else None
 

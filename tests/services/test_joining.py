@@ -18,6 +18,7 @@ from cityopt.search.leased_owner import open_ownership
 from cityopt.search.leases import LeaseTable, name_coordinator
 from cityopt.search.processes import name_process
 from cityopt.search.requests import open_requests, stop_study
+from cityopt.search.status import read_status
 from cityopt.search.storage import hold_lock, join_services, open_database, open_storage
 from cityopt.search.study import open_study
 from cityopt.search.study_lock import is_swept, lock_study
@@ -132,6 +133,17 @@ def test_promotion_of_another_store_hears_a_stop_over_few_connections(database: 
     assert len(connections) <= 5
     with pytest.raises(StoreError, match="nothing to stop"):
         stop_study("small", store=there)
+
+
+def test_trial_runs_only_while_somebody_has_its_lease(database: str, tmp_path: Path):
+    store = join_services(tmp_path / "store", database, None)
+    storage = open_storage(store)
+    study, _ = open_study(storage, build_config("small", 3, 1), FACTS)
+    with open_ownership(storage, study, 600.0) as owner:
+        owner.claim_new(study.ask().number)
+        study.ask()  # and its coordinator is gone
+        found = [(trial.state, trial.reason) for trial in read_status(store, "small").trials]
+    assert found == [("running", None), ("waiting", "interrupted")]
 
 
 def test_sweep_is_over_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
