@@ -1,12 +1,16 @@
 """What a sweep says and refuses before its first trial."""
 
+from types import SimpleNamespace
+
 import optuna
 import pytest
 from scripted_executor import ScriptedExecutor
 from small_studies import DEPTH, FACTS, FLAT, make_config
+from test_ledger import refuse
 
-from cityopt.errors import ConfigError, StoppedError, StudyError
+from cityopt.errors import ConfigError, StoppedError, StoreError, StudyError
 from cityopt.search import sweep
+from cityopt.search.leased_owner import LeasedOwner
 from cityopt.search.observer import Observer
 from cityopt.search.storage import open_storage
 from cityopt.search.study import open_study
@@ -105,6 +109,20 @@ def test_objective_is_refused_before_a_store_is_made(tmp_path, observer, no_work
             make_config(metric="val/ap"), store=tmp_path / "store", data="synthetic", device="cpu", observer=observer
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_database_that_goes_away_is_explained_wherever_the_sweep_is(tmp_path, observer, monkeypatch):
+    """Here where it takes its leases, before there is a coordinator to wait."""
+    config = make_config()
+    monkeypatch.setattr(sweep, "open_executor", lambda *_, **__: ScriptedExecutor(lambda *_: pytest.fail("no trial")))
+    monkeypatch.setattr(sweep, "prepare_study", lambda *_, **__: SimpleNamespace(config=config))
+    monkeypatch.setattr(sweep, "build_facts", lambda *_: FACTS)
+    monkeypatch.setattr(LeasedOwner, "__enter__", lambda _: refuse())
+    monkeypatch.setattr(sweep, "open_ownership", LeasedOwner)
+    with pytest.raises(
+        StoreError, match=r"does not answer: connection refused\. Nothing is lost.*same command goes on"
+    ):
+        run_sweep(config, store=tmp_path, data="synthetic", device="cpu", observer=observer)
 
 
 def test_interrupt_says_how_to_go_on_when_it_comes_in_the_preparation(tmp_path, observer, monkeypatch):
