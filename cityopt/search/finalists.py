@@ -61,7 +61,7 @@ def run_finalists(
     workers: int,
     mlflow: MlflowStore,
     observer: Observer,
-    requests: Requests,
+    requests: Requests | None = None,
 ) -> Finalists:
     """Train a study's finalists, or go on with that, and decide who wins.
 
