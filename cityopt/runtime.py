@@ -6,6 +6,7 @@ on how many numbers an earlier epoch drew, and a resumed run needs no history to
 """
 
 import ctypes
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -270,3 +271,15 @@ def _name_cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def pausing_collector() -> Iterator[None]:
+    """Look for no garbage in the block: where all that is made is kept, that only takes time, a third of `status`."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

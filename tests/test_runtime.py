@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 import subprocess
@@ -155,3 +156,13 @@ def test_threads_are_divided_once_among_several_processes(monkeypatch, threads, 
     """On 8 cores; a sweep on 4 workers has given each training 2, and 4 more trainings at once need no fewer."""
     monkeypatch.setattr(runtime, "count_cores", lambda: 8)
     assert runtime.share_threads(threads, count) == share
+
+
+def test_collector_rests_in_the_block_and_is_afterwards_as_it_was() -> None:
+    with pytest.raises(ValueError, match="inside"), runtime.pausing_collector():
+        assert not gc.isenabled()
+        with runtime.pausing_collector():
+            pass
+        assert not gc.isenabled()
+        raise ValueError("inside")
+    assert gc.isenabled()

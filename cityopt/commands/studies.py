@@ -162,18 +162,21 @@ def status(
 
     Example: cityopt status --study demo --json
     """
-    from cityopt.report.tables import print_leaderboard
-    from cityopt.report.terminal import watch_leaderboard
-    from cityopt.search.status import read_status
-    from cityopt.study_file import name_study
+    from cityopt.runtime import pausing_collector
 
-    place = join(store, storage, tracking_uri)
-    study_name = name_study(study, name)
-    if watch and not as_json:
-        watch_leaderboard(open_console(), lambda: read_status(place, study_name))
-        return
-    found = read_status(place, study_name)
-    show(as_json, found.to_json(), lambda: print_leaderboard(open_console(), found))
+    with pausing_collector():  # for the imports too
+        from cityopt.report.tables import print_leaderboard
+        from cityopt.report.terminal import watch_leaderboard
+        from cityopt.search.status import read_status
+        from cityopt.study_file import name_study
+
+        place = join(store, storage, tracking_uri)
+        study_name = name_study(study, name)
+        if not watch or as_json:
+            found = read_status(place, study_name)
+            show(as_json, found.to_json(), lambda: print_leaderboard(open_console(), found))
+            return
+    watch_leaderboard(open_console(), lambda: read_status(place, study_name))
 
 
 def stop(

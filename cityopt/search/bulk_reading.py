@@ -19,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, String, select, type_coerce
 from sqlalchemy.exc import SQLAlchemyError
 
+from cityopt.runtime import pausing_collector
+
 _NO_NUMBERS = {"NAN": float("nan"), "INF_POS": float("inf"), "INF_NEG": float("-inf")}
 Rows = dict[int, list[Any]]
 """Rows of a table by the trial that they belong to."""
@@ -40,7 +42,7 @@ class BulkStorage(RDBStorage):
 
     def _read_trials(self, study_id: int, ids: Collection[int] | None = None) -> list[FrozenTrial]:
         try:
-            with self.engine.connect() as connection:
+            with pausing_collector(), self.engine.connect() as connection:
                 if self.engine.dialect.name == "postgresql":  # others write meanwhile: all tables as of one moment
                     connection = connection.execution_options(isolation_level="REPEATABLE READ")
                 return read_trials(connection, study_id, ids)
