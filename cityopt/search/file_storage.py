@@ -30,7 +30,7 @@ _MANY = 500
 _ADD_TRIAL = (
     "INSERT INTO trials (study_id, number, state, datetime_start) "
     "SELECT study_id, (SELECT COUNT(*) FROM trials t WHERE t.study_id = s.study_id), ?, ? FROM studies s "
-    "WHERE study_id = ? RETURNING trial_id, number"
+    "WHERE study_id = ?"
 )
 _END_TRIAL = "UPDATE trials SET state = ?, datetime_complete = ? WHERE trial_id = ?"
 _ADD_PARAM = (
@@ -38,16 +38,17 @@ _ADD_PARAM = (
 )
 _SET_VALUE = (
     "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (?, ?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET value = excluded.value, value_type = excluded.value_type"
+    "ON CONFLICT (trial_id, objective) DO UPDATE SET value = excluded.value, value_type = excluded.value_type"
 )
 _SET_STEP = (
     "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
-    "VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET intermediate_value = excluded.intermediate_value, "
+    "VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (trial_id, step) DO UPDATE SET intermediate_value = excluded.intermediate_value, "
     "intermediate_value_type = excluded.intermediate_value_type"
 )
 _SET_ATTRIBUTE = (
     "INSERT INTO trial_{}_attributes (trial_id, key, value_json) VALUES (?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET value_json = excluded.value_json"
+    "ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"
 )
 
 
@@ -74,7 +75,9 @@ class FileStorage(BulkStorage):
         start = datetime.now()
         with self._transaction() as connection:
             row = (TrialState.RUNNING.name, _pack_time(start), study_id)
-            trial_id, number = _expect(connection.execute(_ADD_TRIAL, row).fetchone())
+            added = connection.execute(_ADD_TRIAL, row)
+            trial_id = _expect(added.lastrowid if added.rowcount else None)
+            (number,) = connection.execute("SELECT number FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
             self._at_work[trial_id] = FrozenTrial(
                 number=number,
                 state=TrialState.RUNNING,
@@ -211,10 +214,10 @@ class FileStorage(BulkStorage):
                 raise
 
 
-def _expect(row: Any) -> Any:
-    if row is None:
+def _expect(found: Any) -> Any:
+    if found is None:
         raise KeyError("Record does not exist.")
-    return row
+    return found
 
 
 @contextmanager
