@@ -45,7 +45,8 @@ class Agenda:
 
     def has_more(self, in_hand: Set[int]) -> bool:
         """Say whether a slot would find a trial, as far as is known."""
-        return bool(self.waiting) or self.count_begun(in_hand) < self._keeper.standing.trials
+        has_new = self.count_begun(in_hand) < self._keeper.standing.trials
+        return bool(self.waiting) or (has_new and not self._is_objected(in_hand))
 
     def survey(self, in_hand: Set[int]) -> None:
         """Take in what other coordinators do."""
@@ -90,9 +91,7 @@ class Agenda:
     def _ask(self, in_hand: Set[int]) -> optuna.Trial | None:
         if self.count_begun(in_hand) >= self._keeper.standing.trials:
             return None
-        if objection := self._keeper.budget.find_objection():
-            if not in_hand:
-                self._keeper.observer.say(f"No more trials: {objection}.")
+        if self._is_objected(in_hand):
             return None
         trial = self._keeper.study.ask()
         try:
@@ -100,3 +99,10 @@ class Agenda:
         except LeaseLostError:  # this process was suspended in between, and others did not wait
             return None
         return trial
+
+    def _is_objected(self, in_hand: Set[int]) -> bool:
+        """Say whether the budget lets no trial begin, and tell why when that ends the sweep."""
+        objection = self._keeper.budget.find_objection()
+        if objection and not in_hand:
+            self._keeper.observer.say(f"No more trials: {objection}.")
+        return bool(objection)

@@ -650,6 +650,19 @@ def test_sweep_waits_for_a_slot_when_there_is_none_for_a_while(bench):
     ]
 
 
+def test_sweep_ends_when_there_is_no_slot_and_no_trial_may_begin(bench):
+    class Nowhere(ScriptedExecutor):
+        num_free = 0
+
+        def poll(self, timeout_s):
+            raise AssertionError("the sweep waits for a slot that it has no use for")
+
+    it = bench(trials=3, max_device_hours=0.0005)
+    it.live(always(0.1, 0.2, 0.3), trials=1)
+    assert it.live(always(), kind=Nowhere).jobs == []
+    assert [line for line in it.said if "No more trials" in line and "--max-device-hours" in line] == [it.said[-1]]
+
+
 def test_trial_goes_on_with_smaller_micro_batches_when_memory_ran_out(bench):
     it = bench(trials=2, training={"epochs": 3, "batch_size": 8})
 

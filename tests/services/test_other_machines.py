@@ -1,4 +1,5 @@
-"""A machine that has nothing but the two addresses: it reports, promotes and predicts what another one searched."""
+"""A machine that has nothing but the two addresses: it reports, promotes and predicts what another one searched, and
+what it cross-validates itself is there for the other one."""
 
 import shutil
 from pathlib import Path
@@ -41,5 +42,10 @@ def test_study_is_read_promoted_and_used_from_another_store(
         used = run("predict", there / "cache", *model, "--store", here, "--out", tmp_path / "found")
         assert used.code == 0 and list((tmp_path / "found" / "overlays").iterdir()), used
         assert MlflowStore(here).find_run("tiny", "promotion-0001") is not None
+        crossed = ("crossval", *options, "--folds", 2, "--no-final", "--store")
+        first, again = (run(*crossed, store) for store in (there, here))
+        assert (first.code, again.code) == (0, 0), (first, again)
+        assert "complete already" in again.output and "fold-" not in again.output, again
+        assert first.output[first.output.index("±") :] == again.output[again.output.index("±") :]
         where = run("ui", "--store", there)
         assert where.code == 0 and server.url in where.output

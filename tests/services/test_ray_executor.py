@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from executor_contract import (
@@ -22,8 +23,9 @@ from executor_contract import (
 from ray_nodes import RayNodes
 
 from cityopt.errors import ClusterError, ConfigError
-from cityopt.search.executors.base import EpochDone, JobEnded, Noticed
+from cityopt.search.executors.base import EpochDone, JobEnded, Noticed, WorkerReady
 from cityopt.search.executors.cluster import find_cluster
+from cityopt.search.executors.node import NodeFacts
 from cityopt.study_file import load_study
 from cityopt.tracking.run_folder import read_records
 
@@ -142,6 +144,26 @@ def test_coordinator_hears_of_it_when_no_node_has_room(ray_nodes, store, monkeyp
     with open_executor(ray_nodes, store, threads=64) as executor:
         told = watch(executor, lambda event: isinstance(event, Noticed))[-1]
         assert isinstance(told, Noticed) and "room for a training: 64 CPUs (the cluster has " in told.message
+
+
+def test_late_words_of_an_abandoned_attempt_are_not_taken_for_those_of_the_next(ray_nodes, store, make_job):
+    from cityopt.search.executors.ray import _Slot
+
+    slot = object.__new__(_Slot)
+    slot.job = replace(make_job(0), token="second")
+    late = [EpochDone(slot.job.run_id, 1, {}), JobEnded(slot.job.run_id, "complete"), WorkerReady("cpu")]
+    assert [slot.concerns(event, "first") for event in late] == [False, False, True]
+    assert [slot.concerns(event, "second") for event in late] == [True, True, True]
+
+
+def test_host_is_no_longer_refused_when_it_comes_back_with_the_right_versions(ray_nodes, store):
+    slot = SimpleNamespace(is_refused=False, facts=None, send=lambda *_: None)
+    with open_executor(ray_nodes, store) as executor:
+        old, new = (NodeFacts("node-a", executor._versions | more, False) for more in ({"torch": "1.13.1"}, {}))
+        executor._list_hosts = lambda: {"node-a", "node-b"}
+        assert len(executor._admit(slot, old)) == 1 and slot.is_refused
+        assert executor._admit(slot, new) == [] and slot.facts == new
+        assert len(executor._admit(slot, replace(old, host="node-b"))) == 1  # node-a is there for it
 
 
 @pytest.mark.parametrize(

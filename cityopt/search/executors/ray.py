@@ -189,13 +189,14 @@ class RayExecutor(Executor):
             return self._admit(slot, found)
         if slot.job is not None and found.token == slot.job.token and slot.inbox is not None:
             slot.inbox.put(found.pieces)
-        return [slot.note(event) for event in found.events if slot.concerns(event)]
+        return [slot.note(event) for event in found.events if slot.concerns(event, found.token)]
 
     def _admit(self, slot: "_Slot", facts: NodeFacts) -> list[Event]:
         """Let an actor that has its place begin, unless its node would train other scores."""
         self._early_deaths = 0
         if mismatches := list_mismatches(facts.versions, self._versions):
             return self._refuse(slot, facts.host, ", ".join(mismatches))
+        self._refused.pop(facts.host, None)  # it left, and came back with other versions
         slot.facts = facts
         slot.send("start")
         return []
@@ -283,10 +284,12 @@ class _Slot:
         ray.get(self._checked)
         return found
 
-    def concerns(self, event: Event) -> bool:
-        """Say whether an event is the slot's own or of its job, which may have been abandoned since."""
-        run_id = getattr(event, "run_id", None)
-        return run_id is None or (self.job is not None and run_id == self.job.run_id)
+    def concerns(self, event: Event, token: str) -> bool:
+        """Say whether an event of the attempt with this token is the slot's own, or of its job.
+
+        The attempt may have been abandoned since, and another at the same run begun.
+        """
+        return not hasattr(event, "run_id") or (self.job is not None and token == self.job.token)
 
     def note(self, event: Event) -> Event:
         """Take note of an event, and return it as the coordinator is to hear of it."""
