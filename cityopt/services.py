@@ -7,6 +7,7 @@ owner's alone to read, and no message shows more of an address than `hide_passwo
 """
 
 import json
+import os
 import re
 import tempfile
 from dataclasses import asdict, dataclass
@@ -51,10 +52,17 @@ def read_services(store: Path) -> Services:
 
 
 def remember_services(store: Path, services: Services) -> None:
-    """Write down the services of a store, whole or not at all, for its owner alone."""
+    """Write down the services of a store, whole or not at all, for its owner alone; a power cut does not undo it."""
     with tempfile.NamedTemporaryFile("w", dir=store, prefix=f".{SERVICES}-", delete=False, encoding="utf-8") as file:
         json.dump(asdict(services), file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
     Path(file.name).replace(store / SERVICES)  # a temporary file has mode 0600 from its first byte on
+    folder = os.open(store, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def settle_services(store: Path, given: Services) -> Services:

@@ -1,5 +1,7 @@
 """Where studies and runs are: checked before it is believed, kept for the owner alone, never shown whole."""
 
+import os
+
 import pytest
 
 from cityopt.errors import ConfigError, StoreError
@@ -91,6 +93,13 @@ def test_store_keeps_to_its_services(tmp_path):
     with pytest.raises(StoreError, match=r"`--storage postgres.*ann:\*\*\*@db.example:5433/studies`, but got"):
         settle_services(tmp_path, Services(URL.replace("studies", "others")))
     assert "rosebud" not in str(error.value)
+
+
+def test_services_are_on_the_disk_before_anything_is_done_there(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(os, "fsync", lambda file: written.append(os.fstat(file).st_ino))
+    remember_services(tmp_path, BOTH)
+    assert written == [(tmp_path / SERVICES).stat().st_ino, tmp_path.stat().st_ino]
 
 
 def test_password_may_change(tmp_path):

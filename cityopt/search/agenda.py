@@ -74,7 +74,9 @@ class Agenda:
 
     def watches_others(self) -> bool:
         """Say whether to stay for trials in other hands, to take over what is lost."""
-        return bool(self.elsewhere) and not self._keeper.budget.find_objection() and self._ownership.must_watch()
+        if not self.elsewhere or self._ownership.is_new:
+            return bool(self.elsewhere)
+        return not self._keeper.budget.find_objection() and self._ownership.must_watch()
 
     def drop(self, number: int) -> None:
         """Forget a trial that is another coordinator's."""

@@ -5,6 +5,7 @@ the transaction that writes also locks the trial's lease, and is undone when the
 that was suspended for longer than its leases writes nothing when it wakes up.
 """
 
+import math
 import os
 import socket
 import threading
@@ -28,6 +29,11 @@ from cityopt.search.processes import is_gone, name_process
 LEASE_S = 120.0
 """Generous: a machine under load, or a network that is away for a minute, must not cost a trial its place."""
 _RENEWALS_PER_LEASE = 8
+_GRACE = 0.25
+"""Part of a lease's time in which one who has just come leaves alone what has run out. The database may have answered
+nobody for long, as after a crash: whoever is alive renews now."""
+_BLIND = 0.5
+"""Part of a lease's time without an answer after which others may have had none either, and their leases run out."""
 _LOOK_INTERVAL_S = 2.0
 _MAX_IDLE_S = 60.0
 """Seconds after which the server undoes a transaction whose client does nothing: it may be suspended, with locks.
@@ -60,7 +66,7 @@ class LeasedOwner(Ownership):
         """Held while a statement claims, renews or gives up leases: what is held here is what is held there."""
         self._held: set[str] = set()
         self._lost: deque[str] = deque()
-        self._renewed = self._trusts_expiry_from = time.monotonic()
+        self._renewed = self._trusts_expiry_from = math.inf  # from its first moment on
         self._next_try_at_parent = self._next_watch = 0.0
         self._parent_expires: float | None = None
         self._has_left = False
@@ -75,6 +81,8 @@ class LeasedOwner(Ownership):
         with lock_decisions(self._engine, study_id=0):  # the table is all studies'
             self._table.create()
         self._claim(self._presence)
+        self._renewed = time.monotonic()
+        self._trusts_expiry_from = self._renewed + self._lease_s * _GRACE
         self._thread.start()
         return self
 
@@ -151,6 +159,11 @@ class LeasedOwner(Ownership):
         """Look for other coordinators that are alive."""
         return not any(lease.may_be_alive for lease in self._list_others())
 
+    @property
+    def is_new(self) -> bool:
+        """Whether this coordinator came, or could reach the database again, too lately to tell who is gone."""
+        return time.monotonic() < self._trusts_expiry_from
+
     def must_watch(self) -> bool:
         """Stay as the writer of the study's own run; else until that one has renewed its lease: it is alive, and stays.
 
@@ -172,7 +185,7 @@ class LeasedOwner(Ownership):
                 self._held.discard(self._presence)
             if self.is_alone():
                 self._next_try_at_parent = 0.0
-                return self.holds_parent()
+                return self.holds_parent() or self._claim(PARENT)
             with self._guard:
                 self._table.hand_over([PARENT])
                 self._held.discard(PARENT)
@@ -192,8 +205,7 @@ class LeasedOwner(Ownership):
 
     @property
     def _trusts_expiry(self) -> bool:
-        now = time.monotonic()
-        return now >= self._trusts_expiry_from and now - self._renewed <= self._lease_s
+        return not self.is_new and time.monotonic() - self._renewed <= self._lease_s * _BLIND
 
     def _list_others(self) -> list[Lease]:
         return [lease for lease in self._table.read() if lease.is_coordinator and lease.token != self._token]
@@ -229,7 +241,7 @@ class LeasedOwner(Ownership):
             if is_missed and self._table.claim(self._presence):  # somebody buried it
                 self._held.add(self._presence)
         now = time.monotonic()
-        if now - self._renewed > self._lease_s:
+        if now - self._renewed > self._lease_s * _BLIND:
             self._trusts_expiry_from = now + self._lease_s
         self._renewed = now
 

@@ -4,9 +4,10 @@
 
 A subject is a trial (`trial-7`), the study's own run (`parent`), or the presence of a coordinator. The holder, who has
 the token, renews all its leases at once; whoever finds one expired may claim it, and at once that of a process that
-was on the same machine and is gone. All times are of the database's clock,
-so that machines whose clocks differ agree. A time in which the database itself was down expires nothing: after its
-start, holders have a whole lease's time to come back. What a holder hands over expired in the year one.
+was on the same machine and is gone. All times are of the database's clock, so that machines whose clocks differ agree.
+A time in which the database itself was down expires nothing: after its start, holders have a whole lease's time to come
+back. Its start is where it begins to recover from a crash, which may take long: what is claimed soon after it answers
+again is therefore for the claimant to judge (`leased_owner.py`). What a holder hands over expired in the year one.
 """
 
 import re

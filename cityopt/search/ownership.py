@@ -23,6 +23,11 @@ class Ownership(ABC):
     look_interval_s: float
     """Seconds between two looks for work where there was none."""
 
+    @property
+    @abstractmethod
+    def is_new(self) -> bool:
+        """Whether it may soon find that trials at work elsewhere are in nobody's hands."""
+
     @abstractmethod
     def deciding(self, longest_s: float | None = None) -> AbstractContextManager[None]:
         """Keep other coordinators from deciding who tries what until the block ends.
@@ -101,6 +106,7 @@ class SoleOwner(Ownership):
     """Owns all: the study's lock says so."""
 
     look_interval_s = 0.0
+    is_new = False
 
     def deciding(self, longest_s: float | None = None) -> AbstractContextManager[None]:
         """Decide freely."""

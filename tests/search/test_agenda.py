@@ -71,3 +71,12 @@ def test_trial_is_forgotten_when_it_is_lost_before_it_is_given_out():
     agenda.drop(0)
     found = agenda.find_next(set())
     assert found is not None and found[0].number == 1
+
+
+def test_newcomer_stays_until_it_can_tell_whose_trials_are_lost_whatever_the_budget_says():
+    owner = Owner()
+    agenda = make_agenda(owner)
+    agenda._keeper.budget.find_objection = lambda: "nothing is left"  # type: ignore[method-assign]
+    for is_new, elsewhere, stays in ((True, [0], True), (True, [], False), (False, [0], False)):
+        owner.is_new, agenda.elsewhere = is_new, elsewhere  # type: ignore[misc]
+        assert agenda.watches_others() == stays

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from cityopt.errors import StoreError
 from cityopt.search.leased_owner import open_ownership
-from cityopt.search.leases import LeaseTable, name_coordinator
+from cityopt.search.leases import LeaseTable, name_coordinator, name_trial
 from cityopt.search.processes import name_process
 from cityopt.search.requests import open_requests, stop_study
 from cityopt.search.status import read_status
@@ -144,6 +144,25 @@ def test_trial_runs_only_while_somebody_has_its_lease(database: str, tmp_path: P
         study.ask()  # and its coordinator is gone
         found = [(trial.state, trial.reason) for trial in read_status(store, "small").trials]
     assert found == [("running", None), ("waiting", "interrupted")]
+
+
+def test_lease_that_ran_out_is_left_to_its_holder_for_a_while_by_one_who_has_just_come(
+    database: str, tmp_path: Path, postgres: Cluster
+):
+    """The database may have recovered from a crash for longer than a lease, and answer since a moment ago."""
+    lease_s = 4.0
+    storage = open_storage(join_services(tmp_path / "store", database, None))
+    study = optuna.create_study(study_name="small", storage=storage)
+    far = LeaseTable(storage.engine, study._study_id, owner="it", place="elsewhere", token="t", lease_s=0.0)
+    far.create()
+    assert far.claim(name_trial(0)) and far.claim(name_trial(1))
+    postgres.wait_until_up_for(lease_s)
+    with open_ownership(storage, study, lease_s) as owner:
+        begin = time.monotonic()
+        assert owner.claim_orphan([0]) is None and owner.is_new
+        while owner.claim_orphan([0]) is None:
+            time.sleep(0.05)
+        assert 0.2 * lease_s < time.monotonic() - begin < lease_s
 
 
 def test_sweep_is_over_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
