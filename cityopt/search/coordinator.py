@@ -167,8 +167,9 @@ class Coordinator:
             self.shipper.drain(_PARTING_S)
             own = self._in_hand | {trial.number for trial in self.agenda.waiting}
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            open_runs = self.mlflow.list_running(self.config.name)
-            end_stragglers(self.keeper, open_runs, going_on=[t for t in running if t.number in own])
+            with suppress(StoreError):  # MLflow is away: the next start ends them
+                open_runs = self.mlflow.list_running(self.config.name)
+                end_stragglers(self.keeper, open_runs, going_on=[t for t in running if t.number in own])
         self.keeper.describe_study(is_last=True)
 
     def _fill_slots(self) -> bool:

@@ -28,17 +28,20 @@ from small_studies import FACTS, RATE, empty_database, make_config, open_hasty
 
 from cityopt.errors import ConfigError, DataError, StoppedError, StoreError, StudyError
 from cityopt.runtime import derive_seed
+from cityopt.search import coordinator
 from cityopt.search import scorekeeping as module
 from cityopt.search.budget import Budget
 from cityopt.search.coordinator import Coordinator
 from cityopt.search.executors.base import JobEnded, Noticed
 from cityopt.search.observer import Observer
+from cityopt.search.ownership import SoleOwner
 from cityopt.search.parent_run import open_parent
 from cityopt.search.requests import Request, RequestBox
 from cityopt.search.status import ENDING, RETRY_OF, RUN_ID, describe_trials
 from cityopt.search.study import open_study
 from cityopt.settings import replace_settings
 from cityopt.store import run_folder
+from cityopt.tracking.mlflow_shipper import Shipper
 from cityopt.tracking.mlflow_store import MlflowStore
 from cityopt.tracking.run_folder import RunFolder, Status, begin_attempt, read_status, write_status
 
@@ -661,6 +664,25 @@ def test_sweep_ends_when_there_is_no_slot_and_no_trial_may_begin(bench):
     it.live(always(0.1, 0.2, 0.3), trials=1)
     assert it.live(always(), kind=Nowhere).jobs == []
     assert [line for line in it.said if "No more trials" in line and "--max-device-hours" in line] == [it.said[-1]]
+
+
+def test_sweep_ends_well_when_mlflow_is_away_at_its_end(bench, monkeypatch):
+    """As the last of several coordinators, who looks for runs that the others left."""
+    looks = iter([[]])
+
+    def list_running(self, study):
+        found = next(looks, None)
+        if found is None:
+            raise StoreError("MLflow is away")
+        return found
+
+    monkeypatch.setattr(SoleOwner, "is_last", lambda _: True)
+    monkeypatch.setattr(MortalStore, "list_running", list_running)
+    monkeypatch.setattr(Shipper, "catch_up", lambda *_, **__: None)
+    monkeypatch.setattr(coordinator, "_PARTING_S", 0.0)
+    it = bench(trials=1)
+    it.live(always(0.1, 0.2, 0.3))
+    assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE]
 
 
 def test_trial_goes_on_with_smaller_micro_batches_when_memory_ran_out(bench):
