@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cityopt.commands.options import join
 from cityopt.errors import ConfigError, StoreError
 from cityopt.services import (
     SERVICES,
@@ -114,3 +115,14 @@ def test_store_with_databases_of_its_own_takes_no_services(tmp_path, file, optio
     with pytest.raises(StoreError, match=rf"has {file}, but got `{option} .*leave {option} out"):
         settle_services(tmp_path, BOTH)
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_command_says_whom_it_asks_the_first_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cityopt.search.storage.join_services", lambda store, *_: store)
+    assert BOTH.storage and BOTH.tracking_uri
+    join(tmp_path, BOTH.storage, BOTH.tracking_uri)
+    asked = "postgresql+psycopg://ann:***@db.example:5433/studies and http://ann:***@mlflow.example:5000"
+    assert capsys.readouterr() == ("", f"asking {asked}\n")
+    remember_services(tmp_path, BOTH)
+    join(tmp_path, BOTH.storage, BOTH.tracking_uri)
+    assert capsys.readouterr() == ("", "")

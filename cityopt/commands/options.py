@@ -79,6 +79,12 @@ def join(store: Path, storage: str | None, tracking_uri: str | None) -> Path:
     """Return a command's store, which points to the services that it gave from now on. Raises CityoptError."""
     if storage is None and tracking_uri is None:
         return store
+    from cityopt.services import Services, hide_password, read_services
+    from cityopt.store import place_store
+
+    if read_services(place_store(store)) == Services():  # imports, and a server that is away, take their time
+        asked = " and ".join(hide_password(address) for address in (storage, tracking_uri) if address)
+        print(f"asking {asked}", file=sys.stderr, flush=True)
     from cityopt.search.storage import join_services
 
     return join_services(store, storage, tracking_uri)

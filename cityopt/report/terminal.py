@@ -25,6 +25,9 @@ from cityopt.search.observer import Observer, Standing, TrialState
 if TYPE_CHECKING:
     from cityopt.search.status import StudyStatus, TrialStatus
 
+_SILENCE_S = 10.0
+"""Where no bar moves, a preparation that takes longer says how far it is."""
+
 
 def open_observer(console: Console) -> "PlainObserver":
     """Return live bars when the console is a terminal, plain lines otherwise."""
@@ -76,6 +79,9 @@ class PlainObserver(Observer):
         self.console = console
         self._standing: Standing | None = None
         self._prepared: dict[str, float] = {}
+        """When each preparation began, in seconds."""
+        self._told: dict[str, float] = {}
+        """When the last word of it was said."""
 
     def __enter__(self) -> "PlainObserver":
         """Begin to show."""
@@ -101,11 +107,16 @@ class PlainObserver(Observer):
         self._standing, self.metric = standing, standing.metric
 
     def show_preparation(self, what: str, done: int, total: int) -> None:
-        """Print the beginning and the end of a preparation."""
-        began = self._prepared.setdefault(what, time.monotonic())
-        if done == total and what in self._prepared:
-            self.say(f"{what}: {total} done in {time.monotonic() - began:.1f} s")
-            del self._prepared[what]
+        """Print the end of a preparation, and now and then how far it is."""
+        now = time.monotonic()
+        began = self._prepared.setdefault(what, now)
+        told = self._told.setdefault(what, began)
+        if done == total:
+            self.say(f"{what}: {total} done in {now - began:.1f} s")
+            del self._prepared[what], self._told[what]
+        elif now - told >= _SILENCE_S:
+            self.say(f"{what}: {done} of {total}")
+            self._told[what] = now
 
     def begin_run(self, name: str, settings: Mapping[str, Scalar], *, resumed: bool) -> None:
         """Print what a run tries."""

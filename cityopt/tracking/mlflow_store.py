@@ -363,9 +363,17 @@ def translate_errors(action: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         kind = RefusedError if error.error_code in _FOREVER else StoreError
-        raise kind(f"MLflow could not {action}: {hide_password(error.message)}") from error
+        raise kind(f"MLflow could not {action}: {hide_password(_name_cause(error))}") from error
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(f"MLflow could not {action}: {hide_password(str(error))}") from error
+
+
+def _name_cause(error: BaseException) -> str:
+    """Return what MLflow says, or why its client had no answer, without the request and three libraries around it."""
+    if str(error).startswith("API request to"):
+        while inner := error.__cause__ or error.__context__:
+            error = inner
+    return str(error)
 
 
 @contextmanager

@@ -104,6 +104,16 @@ def test_every_event_is_harmless_when_nobody_watches():
     assert Standing("small", "val/ap", 3).num_ended == 0
 
 
+def test_plain_lines_say_how_far_a_long_preparation_is(monkeypatch):
+    console, clock = Console(file=io.StringIO(), width=200), iter([0.0, 4.0, 11.0, 12.0, 25.0, 26.0])
+    monkeypatch.setattr("cityopt.report.terminal.time.monotonic", lambda: next(clock))
+    observer = PlainObserver(console)
+    for done in (1, 2, 3, 4, 5, 6):
+        observer.show_preparation("making scenes", done, 6)
+    lines = ["making scenes: 3 of 6", "making scenes: 5 of 6", "making scenes: 6 done in 26.0 s"]
+    assert console.file.getvalue().splitlines() == lines
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_cursor_comes_back_when_the_process_leaves_at_once(tmp_path, is_terminal):
     path = tmp_path / "terminal"
