@@ -43,6 +43,11 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        """Start it; it answers later."""
         options = {
             "--backend-store-uri": self._backend,
             "--artifacts-destination": self.artifacts.as_uri(),
@@ -60,15 +65,18 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def wait_until_up(self) -> None:
+        """Wait until it answers."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
-            assert self._process.poll() is None and time.monotonic() < deadline, self.log
+        while not self.answers():
+            assert self._process and self._process.poll() is None and time.monotonic() < deadline, self.log
             time.sleep(0.2)
 
-    def kill(self) -> None:
-        """End it and its children as `kill -9` does; one that is dead already stays so."""
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End it and its children, as `kill -9` does or otherwise; one that is dead already stays so."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, how)
             self._process.wait()
             self._process = None
 
@@ -77,7 +85,8 @@ class MlflowServer:
         """What it said last."""
         return (self._place / "server.log").read_text(errors="replace")[-3000:]
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Say whether it is up."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=10) as response:
                 return bool(response.status == 200)
