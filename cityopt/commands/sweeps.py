@@ -1,6 +1,6 @@
 """Verbs that search a study's settings, alone or with others, and that say before what it will cost."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,11 @@ from cityopt.commands.options import (
     open_console,
     show,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cityopt.search.sweep import SweepSummary
 
 
 def sweep(
@@ -55,10 +60,7 @@ def sweep(
     Example: cityopt sweep --study demo --trials 8
     """
     from cityopt.report.data_report import build_data_report
-    from cityopt.report.publish import publish_report
-    from cityopt.report.tables import print_leaderboard
     from cityopt.report.terminal import open_observer
-    from cityopt.search.status import read_status
     from cityopt.search.sweep import run_sweep
 
     limits = {"search.trials": trials, "search.max_hours": max_hours, "search.max_device_hours": max_device_hours}
@@ -78,9 +80,8 @@ def sweep(
             address=address,
             describe=build_data_report,
         )
-    print_leaderboard(console, read_status(summary.store, config.name))
-    lines = [publish_report(summary.store, config.name), summary.advice]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    _show_study(console, summary, config.name)
+    console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
 
 
@@ -115,6 +116,8 @@ def worker(
         summary = run_worker(
             config, store=place, data=data, device=device, observer=observer, describe=build_data_report
         )
+    if summary.is_over:  # of several workers, the last one shows what all came to
+        _show_study(console, summary, config.name)
     console.print(summary.advice, highlight=False, soft_wrap=True, markup=False)
     raise SystemExit(summary.exit_code)
 
@@ -156,3 +159,13 @@ def plan(
             per_device=workers_per_device,
         )
     show(as_json, found.to_json(), lambda: print_forecast(console, found))
+
+
+def _show_study(console: "Console", summary: "SweepSummary", study: str) -> None:
+    """Print the leaderboard, and put the report where people look for it."""
+    from cityopt.report.publish import publish_report
+    from cityopt.report.tables import print_leaderboard
+    from cityopt.search.status import read_status
+
+    print_leaderboard(console, read_status(summary.store, study))
+    console.print(publish_report(summary.store, study), highlight=False, soft_wrap=True, markup=False)

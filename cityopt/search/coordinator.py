@@ -105,7 +105,7 @@ class Coordinator:
         self.ownership = ownership or SoleOwner()
         self.ledger = Ledger(self.ownership, observer.say)
         self.requests = requests or open_requests(store, study)
-        self._runs = TrialRuns(mlflow, shipper, config.name, facts, self.ownership)
+        self._runs = TrialRuns(mlflow, shipper, config.name, facts, self.ownership, observer.say)
         self._streak = FailureStreak(config.search.max_failures)
         self._running: dict[str, RunningTrial] = {}
         self.agenda = Agenda(self.keeper, executor, self.ownership)

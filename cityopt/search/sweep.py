@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
+_LEFT_TO_OTHERS = "Stopped; nothing is lost. Others go on with its trial; the same command joins the study again."
 _SHIPPING_TIMEOUT_S = 120.0
 
 
@@ -55,6 +56,8 @@ class SweepSummary:
     store: Path
     exit_code: int
     advice: str
+    is_over: bool = False
+    """Whether nothing of the study is at work elsewhere, nor left to be gone on with."""
 
 
 def run_sweep(
@@ -286,13 +289,13 @@ def _sum_up(store: Path, config: StudyConfig, coordinator: Coordinator) -> Sweep
     store_option = describe_option(store)
     if (left := len(coordinator.agenda.elsewhere)) and not coordinator.interrupt.is_set:
         look = f"cityopt status --study {config.name}{store_option}"
-        return SweepSummary(store, 0, f"Nothing is left to do here; {left} trials are at work elsewhere. Look: {look}")
+        others = "a trial is" if left == 1 else f"{left} trials are"
+        return SweepSummary(store, 0, f"Nothing is left to do here; {others} at work elsewhere. Look: {look}")
     if coordinator.interrupt.is_set:
-        return SweepSummary(store, INTERRUPTED, STOPPED)
+        is_shared = read_services(store).storage is not None
+        return SweepSummary(store, INTERRUPTED, _LEFT_TO_OTHERS if is_shared else STOPPED)
     if coordinator.standing.best_value is None:
-        return SweepSummary(store, 1, "No trial is complete. The reasons are above; each run's log is in its folder.")
-    return SweepSummary(
-        store,
-        0,
-        f"Next: cityopt promote --study {config.name}{store_option}\nLook: cityopt ui{store_option}",
-    )
+        reasons = "No trial is complete. The reasons are above; each run's log is in its folder."
+        return SweepSummary(store, 1, reasons, is_over=True)
+    advice = f"Next: cityopt promote --study {config.name}{store_option}\nLook: cityopt ui{store_option}"
+    return SweepSummary(store, 0, advice, is_over=True)

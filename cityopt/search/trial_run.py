@@ -1,5 +1,7 @@
 """The MLflow run of a trial: made when the trial begins, found again when it goes on, or else made anew."""
 
+from collections.abc import Callable
+
 import optuna
 
 from cityopt.config import RunConfig
@@ -18,9 +20,16 @@ class TrialRuns:
     """Opens the runs of a study's trials."""
 
     def __init__(
-        self, mlflow: MlflowStore, shipper: Shipper, study: str, facts: StudyFacts, ownership: Ownership
+        self,
+        mlflow: MlflowStore,
+        shipper: Shipper,
+        study: str,
+        facts: StudyFacts,
+        ownership: Ownership,
+        say: Callable[[str], None],
     ) -> None:
         self._mlflow, self._shipper, self._study, self._facts = mlflow, shipper, study, facts
+        self._say = say
         self._may_move = not isinstance(ownership, SoleOwner)
 
     def open(self, trial: optuna.Trial, config: RunConfig, *, resumed: bool) -> str:
@@ -30,6 +39,7 @@ class TrialRuns:
         """
         known, lost = trial.user_attrs.get(RUN_ID), None
         if known and self._may_move and not run_folder(self._mlflow.store, str(known)).is_dir():
+            self._say(f"{config.name}: what it had is in the store of another machine; it begins again at epoch 1.")
             self._shipper.end(str(known), "KILLED", {"cityopt.state": "lost"})
             known, lost = None, known
         if known:

@@ -15,6 +15,7 @@ from cityopt.search.observer import Observer
 from cityopt.search.storage import open_storage
 from cityopt.search.study import open_study
 from cityopt.search.sweep import run_sweep, warn_of_crowding, warn_of_frozen_noise, warn_of_ignored
+from cityopt.services import parse_services, remember_services
 from cityopt.settings import replace_settings
 
 RATE_ALONE = {key: FLAT[key] for key in FLAT if key != DEPTH}
@@ -147,3 +148,22 @@ def test_crowding_is_warned_of_when_workers_have_more_threads_than_cores(
     assert [line.startswith("Warning: 2 workers with 3 threads each share 4 cores") for line in said] == (
         [True] if is_warned else []
     )
+
+
+@pytest.mark.parametrize(("storage", "advice"), [("postgresql://db/x", "Others go on"), (None, "The same command")])
+def test_stopped_sweep_says_who_goes_on(storage, advice, tmp_path):
+    remember_services(tmp_path, parse_services(storage, None))
+    stopped = SimpleNamespace(agenda=SimpleNamespace(elsewhere=[1]), interrupt=SimpleNamespace(is_set=True))
+    found = sweep._sum_up(tmp_path, make_config(), stopped)
+    assert found.exit_code == 130 and advice in found.advice and not found.is_over
+
+
+@pytest.mark.parametrize(("elsewhere", "told"), [([], "Next: "), ([1], "a trial is at work"), ([1, 2], "2 trials are")])
+def test_sweep_is_over_when_nothing_is_at_work_elsewhere(elsewhere, told, tmp_path):
+    ended = SimpleNamespace(
+        agenda=SimpleNamespace(elsewhere=elsewhere),
+        interrupt=SimpleNamespace(is_set=False),
+        standing=SimpleNamespace(best_value=0.5),
+    )
+    found = sweep._sum_up(tmp_path, make_config(), ended)
+    assert told in found.advice and found.is_over == (not elsewhere)

@@ -28,7 +28,8 @@ def test_worker_takes_over_a_trial_whose_folder_is_on_a_lost_node(
         lost = run_until("trial-0000 epoch 2/4", kill, "worker", *join, "--store", here)
         assert lost.code == -9, lost
         done = run("worker", *join, "--store", there)
-        assert done.code == 0 and "Next: cityopt promote" in done.output, done
+        assert done.code == 0 and "Next: cityopt promote" in done.output and "Report: " in done.output, done
+        assert "trial-0000: what it had is in the store of another machine; it begins again at epoch 1." in done.output
         trials = optuna.load_study(study_name="tiny", storage=open_database(database)).get_trials()
         assert len(trials) == 2 and trials[0].state == TrialState.COMPLETE and trials[1].state.is_finished()
         mlflow = MlflowStore(there)
@@ -42,6 +43,8 @@ def test_worker_takes_over_a_trial_whose_folder_is_on_a_lost_node(
         assert curve == trials[0].intermediate_values and sorted(curve) == [1, 2, 3, 4]
         assert sorted(run.info.run_name for run in runs) == ["tiny", "trial-0000", "trial-0000", "trial-0001"]
         assert not mlflow.list_running("tiny")
+        parent = mlflow.find_parent("tiny")
+        assert parent and "report.html" in [file.path for file in mlflow.client.list_artifacts(parent)]
 
 
 def test_worker_refuses_a_store_that_nobody_could_join(template_store: Path, tmp_path: Path) -> None:
