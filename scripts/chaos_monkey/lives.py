@@ -26,6 +26,7 @@ from cityopt.errors import CityoptError
 from cityopt.search import sweep
 from cityopt.search.attempts import ATTEMPTS, FIRST_ATTEMPT, MAX_STALLED
 from cityopt.search.executors import local
+from cityopt.search.file_storage import FileStorage
 from cityopt.search.observer import Observer, Standing
 from cityopt.search.preparation import PreparedStudy
 from cityopt.search.storage import join_services, open_storage
@@ -181,7 +182,9 @@ def read_trials(store: Path) -> list[FrozenTrial]:
     try:
         return optuna.load_study(study_name=NAME, storage=storage).get_trials() if NAME in names else []
     finally:
-        storage.engine.dispose()  # the next life, a fork, would have the connections too
+        storage.engine.dispose()  # the next life, a fork, would have the connections too, and undo their work
+        if isinstance(storage, FileStorage):
+            storage._connection.close()
 
 
 def is_fragile(store: Path) -> bool:

@@ -1,5 +1,6 @@
 """What must hold after all kills: nothing lost, nothing doubled, nothing running, and the study that it would be."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def check_store(stores: Sequence[Path], trials: int) -> None:
     runs = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], max_results=10 * trials)
     by_name = {run.info.run_name: run for run in runs if run.data.tags.get("cityopt.state") != "lost"}
     lost = [run for run in runs if run.data.tags.get("cityopt.state") == "lost"]
-    assert len(by_name) + len(lost) == len(runs), "a run is there twice"
+    names = Counter(run.info.run_name for run in runs if run not in lost)
+    assert len(by_name) + len(lost) == len(runs), f"a run is there twice: {names.most_common(1)}"
     assert len(stores) > 1 or not lost, "a run was given up whose folder is there"
     assert {run.info.status for run in lost} <= {"KILLED"}
     assert by_name.keys() == {NAME, *(f"trial-{number:04d}" for number in range(trials))}
