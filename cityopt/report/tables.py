@@ -134,7 +134,7 @@ def print_forecast(console: Console, forecast: "Forecast") -> None:
     many = f"{forecast.finalists} trainings, about {format_seconds(forecast.finalists_s)} one after the other"
     rows = {
         "an epoch of trial 0": format_seconds(forecast.epoch_s),
-        f"a trial of {forecast.epochs} epochs, not pruned": tell(forecast.trial_s),
+        f"a trial of {forecast.epochs} epochs, not pruned, in a warm worker": tell(forecast.trial_s),
         "the sweep": tell(forecast.sweep_s),
         "training in all": tell(forecast.device_s),
         "its finalists": many if forecast.finalists else "none",

@@ -29,6 +29,9 @@ class Agenda:
         self._new: optuna.Trial | None = None
         """A trial that was asked for and is owned; kept, in case the database goes away before it is given out."""
         self._next_look = 0.0
+        self._has_looked = False
+        """Whether it was known, at the last look, whose leases may be believed."""
+        self._has_objected = False
 
     @property
     def is_due(self) -> bool:
@@ -61,6 +64,7 @@ class Agenda:
                 continue
             if self._new is None:
                 with self._ownership.deciding():
+                    self._has_looked = not self._ownership.is_new
                     self.survey(in_hand)
                     self._orphan = self._ownership.claim_orphan(self.elsewhere)
                     self._new = self._ask(in_hand) if self._orphan is None else None
@@ -74,7 +78,7 @@ class Agenda:
 
     def watches_others(self) -> bool:
         """Say whether to stay for trials in other hands, to take over what is lost."""
-        if not self.elsewhere or self._ownership.is_new:
+        if not self.elsewhere or not self._has_looked:
             return bool(self.elsewhere)
         return not self._keeper.budget.find_objection() and self._ownership.must_watch()
 
@@ -103,8 +107,9 @@ class Agenda:
         return trial
 
     def _is_objected(self, in_hand: Set[int]) -> bool:
-        """Say whether the budget lets no trial begin, and tell why when that ends the sweep."""
+        """Say whether the budget lets no trial begin, and tell why, once, when that ends the sweep."""
         objection = self._keeper.budget.find_objection()
-        if objection and not in_hand:
+        if objection and not in_hand and not self._has_objected:
+            self._has_objected = True
             self._keeper.observer.say(f"No more trials: {objection}.")
         return bool(objection)

@@ -13,6 +13,8 @@ FIRST_ATTEMPT = {"number": 1, "epoch": 0, "stalled": 1}
 """What stands for the first attempt at a trial, which is not written down: its run says that it began."""
 MAX_STALLED = 3
 """Attempts without a finished epoch after which a trial that kills its worker fails."""
+MAX_REPEATS = 10
+"""Attempts without an epoch that is new to Optuna after which it fails too, though each trained some epochs anew."""
 
 
 @dataclass(slots=True)
@@ -30,15 +32,20 @@ class RunningTrial:
     """Epochs that the run's folder had when the attempt began: fewer than were reported, if others are elsewhere."""
 
 
-def may_try(trial: optuna.Trial, epoch: int, *, begun: bool) -> bool:
-    """Count an attempt at a trial that finished `epoch` epochs; False after too many that did not finish another.
+def count_attempt(trial: optuna.Trial, epoch: int, *, begun: bool) -> str:
+    """Count an attempt at a trial that finished `epoch` epochs; say why there may be none, after too many in vain.
 
     `begun` says whether there was an attempt before.
     """
     seen = trial.user_attrs.get(ATTEMPTS, FIRST_ATTEMPT if begun else NO_ATTEMPT)
-    stalled = seen["stalled"] + 1 if seen["epoch"] == epoch else 1
-    trial.set_user_attr(ATTEMPTS, {"number": seen["number"] + 1, "epoch": epoch, "stalled": stalled})
-    return bool(stalled <= MAX_STALLED)
+    is_further = seen["epoch"] != epoch
+    stalled = 1 if is_further else seen["stalled"] + 1
+    repeats = 1 if is_further else seen.get("repeats", seen["stalled"]) + 1
+    now = {"number": seen["number"] + 1, "epoch": epoch, "stalled": stalled, "repeats": repeats}
+    trial.set_user_attr(ATTEMPTS, now)
+    if stalled > MAX_STALLED:
+        return f"{MAX_STALLED} attempts ended without a finished epoch"
+    return f"{MAX_REPEATS} attempts ended without an epoch after {epoch}" if repeats > MAX_REPEATS else ""
 
 
 def note_progress(trial: optuna.Trial) -> None:
@@ -50,4 +57,5 @@ def note_progress(trial: optuna.Trial) -> None:
 def forgive_attempt(trial: optuna.Trial) -> None:
     """Take back the count of an attempt that was stopped from outside: it says nothing against the trial."""
     seen: Mapping[str, int] = trial.user_attrs.get(ATTEMPTS, FIRST_ATTEMPT)
-    trial.set_user_attr(ATTEMPTS, {**seen, "stalled": seen["stalled"] - 1})
+    repeats = seen.get("repeats", seen["stalled"]) - 1
+    trial.set_user_attr(ATTEMPTS, {**seen, "stalled": seen["stalled"] - 1, "repeats": repeats})

@@ -25,7 +25,7 @@ from cityopt.data.roots import cache_folder
 from cityopt.dimension import Scalar
 from cityopt.errors import CityoptError, ConfigError, DataError, StoreError, WeightsError
 from cityopt.search.agenda import Agenda
-from cityopt.search.attempts import MAX_STALLED, RunningTrial, forgive_attempt, may_try, note_progress
+from cityopt.search.attempts import RunningTrial, count_attempt, forgive_attempt, note_progress
 from cityopt.search.executors.base import (
     NEVER_BEGAN,
     EpochDone,
@@ -248,8 +248,7 @@ class Coordinator:
         if resumed:
             records = read_records(self._folder(run_id))[0]
             running.num_done = max((record.step for record in records), default=0)
-            if not may_try(trial, max(running.reported, default=0), begun=begun):
-                message = f"{MAX_STALLED} attempts ended without a finished epoch"
+            if message := count_attempt(trial, max(running.reported, default=0), begun=begun):
                 self._end(running, Status("failed", "crash", message, sum_seconds(records)))
                 return
         running.token = uuid.uuid4().hex

@@ -78,7 +78,7 @@ class FileStorage(BulkStorage):
             added = connection.execute(_ADD_TRIAL, row)
             trial_id = _expect(added.lastrowid if added.rowcount else None)
             (number,) = connection.execute("SELECT number FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
-            self._at_work[trial_id] = FrozenTrial(
+            trial = self._at_work[trial_id] = FrozenTrial(
                 number=number,
                 state=TrialState.RUNNING,
                 value=None,
@@ -91,7 +91,7 @@ class FileStorage(BulkStorage):
                 intermediate_values={},
                 trial_id=trial_id,
             )
-        return self._at_work[trial_id]
+        return trial
 
     def _set_trial_param(
         self,

@@ -184,8 +184,7 @@ class LeasedOwner(Ownership):
                 self._table.release(self._presence)
                 self._held.discard(self._presence)
             if self.is_alone():
-                self._next_try_at_parent = 0.0
-                return self.holds_parent() or self._claim(PARENT)
+                return self._ends_parent()
             with self._guard:
                 self._table.hand_over([PARENT])
                 self._held.discard(PARENT)
@@ -201,7 +200,12 @@ class LeasedOwner(Ownership):
 
     def is_last(self) -> bool:
         """Say whether this coordinator is the only one and writes the study's own run."""
-        return self.is_alone() and self.holds_parent()
+        return self.is_alone() and self._ends_parent()
+
+    def _ends_parent(self) -> bool:
+        """Take the study's own run, whose holder is not there any more: somebody must end it."""
+        self._next_try_at_parent = 0.0
+        return self.holds_parent() or self._claim(PARENT)
 
     @property
     def _trusts_expiry(self) -> bool:
@@ -212,9 +216,10 @@ class LeasedOwner(Ownership):
 
     def _take_over(self, subject: str, lease: Lease | None) -> bool:
         """Claim what may be free; says whether it was."""
+        dead = lease.token if lease is not None and is_gone(lease.place) else None
         if lease is None or not lease.is_live:
-            return self._claim(subject, takes_expired=self._trusts_expiry)
-        return is_gone(lease.place) and self._claim(subject, dead=lease.token)
+            return self._claim(subject, takes_expired=self._trusts_expiry, dead=dead)
+        return dead is not None and self._claim(subject, dead=dead)
 
     def _claim(self, subject: str, *, takes_expired: bool = True, dead: str | None = None) -> bool:
         with self._guard:

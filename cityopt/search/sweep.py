@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 STOPPED = "Stopped; nothing is lost. The same command goes on from the last finished epoch."
-_LEFT_TO_OTHERS = "Stopped; nothing is lost. Others go on with its trial; the same command joins the study again."
+_LEFT_TO_OTHERS = (
+    "Stopped; nothing is lost. Others that are at work on the study go on with its trial; the same command joins again."
+)
 _SHIPPING_TIMEOUT_S = 120.0
 
 
@@ -57,7 +59,7 @@ class SweepSummary:
     exit_code: int
     advice: str
     is_over: bool = False
-    """Whether nothing of the study is at work elsewhere, nor left to be gone on with."""
+    """Whether nothing of the study is at work elsewhere, and nobody stopped it."""
 
 
 def run_sweep(

@@ -1,6 +1,7 @@
 """The MLflow run of a trial: made when the trial begins, found again when it goes on, or else made anew."""
 
 from collections.abc import Callable
+from datetime import UTC
 
 import optuna
 
@@ -60,5 +61,6 @@ class TrialRuns:
             tags["cityopt.retry_of"] = trial.user_attrs[RETRY_OF]
         texts = {key: str(value) for key, value in tags.items()}
         run = DeferredRun(self._study, config.name, "trial", texts)
-        request = name_request(self._study, trial.number, trial.datetime_start, lost)
+        start = trial.datetime_start and trial.datetime_start.astimezone(UTC)  # Optuna says it by the local clock
+        request = name_request(self._study, trial.number, start, lost)
         return self._mlflow.open_run(request, run, may_exist=may_exist)

@@ -107,7 +107,7 @@ class PatientStore(MlflowStore):
     def _probe(self) -> None:
         try:
             self.check()
-        except StoreError:
+        except Exception:  # whatever answers there, it is not MLflow yet
             self._next_probe = time.monotonic() + _LONGEST_PAUSE_S
         else:
             self._is_back = True

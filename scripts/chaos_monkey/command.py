@@ -136,6 +136,8 @@ def disturb(
         check_finished(finished, read_trials(lives.store))
     servers.wait_until_up()
     assert [await_end(life) for life in alive] == [0] * coordinators
+    if servers.mlflow:  # what it did not hear before they ended, the next start sends
+        assert [await_end(lives.begin(trials, store)) for store in lives.stores] == [0] * len(lives.stores)
     check_finished(finished, read_trials(lives.store))
     return trials, kills
 

@@ -9,6 +9,7 @@ import pytest
 
 from cityopt.search import agenda as module
 from cityopt.search.agenda import Agenda
+from cityopt.search.observer import Observer
 from cityopt.search.ownership import LeaseLostError, SoleOwner
 
 
@@ -17,6 +18,10 @@ class Owner(SoleOwner):
 
     def __init__(self, *, goes_away: bool = False, is_late: bool = False, orphan: int | None = None) -> None:
         self.goes_away, self.is_late, self.orphan = goes_away, is_late, orphan
+        self.running: list[int] = []
+
+    def look_around(self, survey: object) -> list[int]:
+        return self.running
 
     @contextmanager
     def deciding(self, longest_s: float | None = None) -> Iterator[None]:
@@ -38,7 +43,7 @@ def make_agenda(owner: Owner, trials: int = 1) -> Agenda:
     study = optuna.create_study()
     standing = SimpleNamespace(num_ended=0, trials=trials)
     budget = SimpleNamespace(find_objection=lambda: "")
-    keeper = SimpleNamespace(study=study, standing=standing, budget=budget)
+    keeper = SimpleNamespace(study=study, standing=standing, budget=budget, observer=Observer())
     return Agenda(keeper, SimpleNamespace(), owner)  # type: ignore[arg-type]
 
 
@@ -75,8 +80,15 @@ def test_trial_is_forgotten_when_it_is_lost_before_it_is_given_out():
 
 def test_newcomer_stays_until_it_can_tell_whose_trials_are_lost_whatever_the_budget_says():
     owner = Owner()
-    agenda = make_agenda(owner)
+    agenda = make_agenda(owner, trials=2)
     agenda._keeper.budget.find_objection = lambda: "nothing is left"  # type: ignore[method-assign]
-    for is_new, elsewhere, stays in ((True, [0], True), (True, [], False), (False, [0], False)):
-        owner.is_new, agenda.elsewhere = is_new, elsewhere  # type: ignore[misc]
-        assert agenda.watches_others() == stays
+    said = list[str]()
+    agenda._keeper.observer.say = said.append  # type: ignore[method-assign]
+    owner.running, owner.is_new = [0], True  # type: ignore[misc]
+    assert agenda.find_next(set()) is None and agenda.watches_others()
+    owner.is_new = False  # type: ignore[misc]
+    assert agenda.watches_others()  # the last look was a newcomer's
+    assert agenda.find_next(set()) is None and not agenda.watches_others()
+    assert said == ["No more trials: nothing is left."]
+    owner.running, owner.is_new = [], True  # type: ignore[misc]
+    assert agenda.find_next(set()) is None and not agenda.watches_others()

@@ -411,8 +411,9 @@ class Impatient(ScriptedExecutor):
         return []
 
 
-def test_attempts_are_forgiven_when_each_finishes_an_epoch_that_another_machine_did_before(bench, monkeypatch):
-    """Each begins with epoch 1, as where the run's folder is not; the second trial finishes none after its first."""
+@pytest.fixture
+def starts_elsewhere(monkeypatch):
+    """Each attempt begins with epoch 1, as where the run's folder is not."""
     start = Coordinator._start
 
     def start_elsewhere(self, trial, *, resumed):
@@ -420,6 +421,11 @@ def test_attempts_are_forgiven_when_each_finishes_an_epoch_that_another_machine_
         start(self, trial, resumed=resumed)
 
     monkeypatch.setattr(Coordinator, "_start", start_elsewhere)
+
+
+@pytest.mark.usefixtures("starts_elsewhere")
+def test_attempts_are_forgiven_when_each_finishes_an_epoch_that_another_machine_did_before(bench):
+    """The second trial finishes none after its first attempt."""
 
     def play(config, attempt):
         last = {"trial-0000": 3 if attempt <= 5 else None, "trial-0001": 3 if attempt == 1 else 1}
@@ -429,6 +435,15 @@ def test_attempts_are_forgiven_when_each_finishes_an_epoch_that_another_machine_
     jobs = [job.config.name for job in it.live(play).jobs]
     assert (jobs.count("trial-0000"), jobs.count("trial-0001")) == (6, 4)
     assert [trial.state for trial in it.study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+@pytest.mark.usefixtures("starts_elsewhere")
+def test_trial_fails_as_crash_when_ten_attempts_got_no_further_than_those_before(bench):
+    it = bench(trials=1)
+    executor = it.live(lambda config, attempt: Script((0.1, 0.2, 0.3), lost_before=3))
+    assert len(executor.jobs) == 1 + 10
+    (trial,) = it.study.trials
+    assert trial.state == TrialState.FAIL and "10 attempts ended without an epoch after 2" in str(trial.user_attrs)
 
 
 def test_attempts_are_forgiven_when_the_user_stopped_them(bench):

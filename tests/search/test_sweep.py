@@ -150,7 +150,9 @@ def test_crowding_is_warned_of_when_workers_have_more_threads_than_cores(
     )
 
 
-@pytest.mark.parametrize(("storage", "advice"), [("postgresql://db/x", "Others go on"), (None, "The same command")])
+@pytest.mark.parametrize(
+    ("storage", "advice"), [("postgresql://db/x", "Others that are at work"), (None, "The same command")]
+)
 def test_stopped_sweep_says_who_goes_on(storage, advice, tmp_path):
     remember_services(tmp_path, parse_services(storage, None))
     stopped = SimpleNamespace(agenda=SimpleNamespace(elsewhere=[1]), interrupt=SimpleNamespace(is_set=True))

@@ -165,6 +165,19 @@ def test_lease_that_ran_out_is_left_to_its_holder_for_a_while_by_one_who_has_jus
         assert 0.2 * lease_s < time.monotonic() - begin < lease_s
 
 
+def test_lease_that_ran_out_is_taken_at_once_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
+    storage = open_storage(join_services(tmp_path / "store", database, None))
+    study = optuna.create_study(study_name="small", storage=storage)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        place = name_process(process.pid)
+        gone = LeaseTable(storage.engine, study._study_id, owner="it", place=place, token="t", lease_s=0.0)
+        gone.create()
+        assert gone.claim(name_trial(0))
+        process.kill()
+    with open_ownership(storage, study, 600.0) as owner:
+        assert owner.is_new and owner.claim_orphan([0]) == 0
+
+
 def test_sweep_is_over_when_its_process_is_gone_from_this_machine(database: str, tmp_path: Path):
     store = join_services(tmp_path / "store", database, None)
     storage = open_storage(store)

@@ -104,7 +104,7 @@ def test_sweep_goes_on_and_loses_nothing_when_the_server_is_killed_and_started_a
     server: MlflowServer, store: Path
 ) -> None:
     answer = sweep_through(store, server.url, "killed", server.kill, server.start)
-    assert answer.errors == ""
+    assert answer.errors == f"asking {server.url}\n"
     if "the next start sends the rest" in answer.output:  # a machine so slow that the server took minutes to start
         assert run("sweep", *OPTIONS, "--name", "killed", "--store", store).code == 0
     check_whole(store, server, "killed")
@@ -126,14 +126,14 @@ def test_next_sweep_sends_the_rest_when_the_server_stays_away(
 def test_sweep_goes_on_when_the_database_behind_the_server_restarts(postgres: Cluster, store: Path) -> None:
     with run_server(postgres.create_database()) as server:
         answer = sweep_through(store, server.url, "database", postgres.stop, postgres.start)
-        assert answer.errors == ""
+        assert answer.errors == f"asking {server.url}\n"
         check_whole(store, server, "database")
 
 
 def test_sweep_says_where_it_looked_when_there_is_no_server(store: Path, tmp_path: Path) -> None:
     answer = run("sweep", *OPTIONS, "--store", tmp_path / "new", "--tracking-uri", "http://ann:secret@127.0.0.1:9")
     assert answer.code == 1 and answer.errors.startswith(
-        "Error: an MLflow server must answer at http://ann:***@127.0.0.1:9"
+        "asking http://ann:***@127.0.0.1:9\nError: an MLflow server must answer at http://ann:***@127.0.0.1:9"
     )
     assert "secret" not in answer.errors and "Traceback" not in answer.errors
     assert not (tmp_path / "new").exists()
