@@ -48,7 +48,6 @@ STOPPED = "Stopped; nothing is lost. The same command goes on from the last fini
 _LEFT_TO_OTHERS = (
     "Stopped; nothing is lost. Others that are at work on the study go on with its trial; the same command joins again."
 )
-_SHIPPING_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from postgres import Cluster
 from cityopt.tracking.mlflow_store import MlflowStore
 
 pytestmark = pytest.mark.services
-IMPATIENT = "import cityopt.search.sweep as s, cityopt.cli; s._SHIPPING_TIMEOUT_S = 3.0; cityopt.cli.main()"
+IMPATIENT = "import cityopt.search.parent_run as p, cityopt.cli; p._SHIPPING_TIMEOUT_S = 3.0; cityopt.cli.main()"
 """The command, which waits for a server that stays away a shorter while at the end."""
 OPTIONS = ("--study", STUDY, "--device", "cpu", "--set", "search.pruner.name=none")
 
