@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from pycocotools import mask as coco_mask
 
@@ -138,12 +138,12 @@ def _read_whole(entry: Mapping[str, Any], key: str) -> int:
     return number if type(number) is int else -1
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < _FAR  # type: ignore[arg-type]  # NaN is not less
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR  # NaN is not less
 
 
 def _is_measure(value: object) -> bool:
-    return _is_number(value) and value >= 0  # type: ignore[operator]
+    return _is_number(value) and value >= 0
 
 
 def _describe(entry: Mapping[str, Any], folder: Path) -> CocoImage:

@@ -56,7 +56,7 @@ def test_frozen_stages_record_no_graph(freeze_depth: int) -> None:
         recorded.append(run_stage(number, x).requires_grad)
         return run_stage(number, x)
 
-    backbone.body.run_stage = record  # type: ignore[method-assign]
+    backbone.body.run_stage = record
     backbone(torch.rand(1, 3, 64, 64))
     assert recorded == [number >= freeze_depth for number in range(5)]
 

@@ -243,7 +243,10 @@ def _drawn() -> list[Tensor]:
 @on_each_kind
 def test_single_modules_agree_on_drawn_features(networks: dict[str, MaskRCNN], drawn: list[Tensor], kind: str) -> None:
     golden, network = read_golden(kind), networks[kind]
-    get = lambda name: torch.from_numpy(golden[f"iso_{name}"])  # noqa: E731
+
+    def get(name: str) -> Tensor:
+        return torch.from_numpy(golden[f"iso_{name}"])
+
     boxes, zeros = get("boxes"), torch.zeros(40, dtype=torch.int64)
     assert (find_levels(boxes) + 2).tolist() == get("levels").tolist()
     pooled = cut_regions(drawn, boxes, zeros, 7)[golden.rows("iso_pool7_sample"), ::32]
@@ -382,7 +385,10 @@ def test_point_targets_and_losses_agree(
 ) -> None:
     """The whole loss of PointRend's head, with detectron2's draws in place of ours."""
     golden, heads = read_golden("point_rend"), networks["point_rend"].roi_heads
-    get = lambda name: torch.from_numpy(golden[f"train_{name}"])  # noqa: E731
+
+    def get(name: str) -> Tensor:
+        return torch.from_numpy(golden[f"train_{name}"])
+
     draws = iter([get("candidates"), get("uniform")] * 2)
     monkeypatch.setattr(torch, "rand", lambda *_, **__: next(draws))
     wanted = sample_masks(truth, objects.images, objects.instances, objects.boxes, side=7) >= 0.5

@@ -144,6 +144,6 @@ def test_masks_are_the_same_when_few_regions_fit_at_once(monkeypatch: pytest.Mon
 
 def test_network_without_detections_asks_the_mask_head_nothing() -> None:
     model = PointRend(CONFIG.model_copy(update={"score_threshold": 1.0}), norm="batch").eval()
-    model.roi_heads.mask_head.refine = None  # type: ignore[assignment]  # calling it would fail
+    model.roi_heads.mask_head.refine = None  # calling it would fail
     ((found, masks),) = model._find([torch.rand(3, 64, 96)])
     assert len(found.boxes) == 0 and masks.shape == (0, 224, 224)

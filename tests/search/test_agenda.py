@@ -44,7 +44,7 @@ def make_agenda(owner: Owner, trials: int = 1) -> Agenda:
     standing = SimpleNamespace(num_ended=0, trials=trials)
     budget = SimpleNamespace(find_objection=lambda: "")
     keeper = SimpleNamespace(study=study, standing=standing, budget=budget, observer=Observer())
-    return Agenda(keeper, SimpleNamespace(), owner)  # type: ignore[arg-type]
+    return Agenda(keeper, SimpleNamespace(), owner)
 
 
 def test_trial_is_given_out_when_the_database_went_away_after_it_was_asked_for():
@@ -81,14 +81,14 @@ def test_trial_is_forgotten_when_it_is_lost_before_it_is_given_out():
 def test_newcomer_stays_until_it_can_tell_whose_trials_are_lost_whatever_the_budget_says():
     owner = Owner()
     agenda = make_agenda(owner, trials=2)
-    agenda._keeper.budget.find_objection = lambda: "nothing is left"  # type: ignore[method-assign]
+    agenda._keeper.budget.find_objection = lambda: "nothing is left"
     said = list[str]()
-    agenda._keeper.observer.say = said.append  # type: ignore[method-assign]
-    owner.running, owner.is_new = [0], True  # type: ignore[misc]
+    agenda._keeper.observer.say = said.append
+    owner.running, owner.is_new = [0], True
     assert agenda.find_next(set()) is None and agenda.watches_others()
-    owner.is_new = False  # type: ignore[misc]
+    owner.is_new = False
     assert agenda.watches_others()  # the last look was a newcomer's
     assert agenda.find_next(set()) is None and not agenda.watches_others()
     assert said == ["No more trials: nothing is left."]
-    owner.running, owner.is_new = [], True  # type: ignore[misc]
+    owner.running, owner.is_new = [], True
     assert agenda.find_next(set()) is None and not agenda.watches_others()

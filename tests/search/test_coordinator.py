@@ -65,7 +65,7 @@ class Bench:
         study, facts = open_study(storage, config, FACTS)
         mlflow, executor = MortalStore(self.store), kind(play)
         observer = Observer()
-        observer.say = self.said.append  # type: ignore[method-assign]
+        observer.say = self.said.append
 
         def run(parent: RunFolder, shipper) -> None:
             Coordinator(

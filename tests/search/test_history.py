@@ -99,7 +99,7 @@ def test_tpe_gets_no_more_trials_than_it_is_to_see(monkeypatch: pytest.MonkeyPat
 
     def count(self: TPESampler, study: optuna.Study, space: object, trials: list[FrozenTrial], **rest: bool) -> object:
         seen.append(len(trials))
-        return real(self, study, space, trials, **rest)  # type: ignore[arg-type]
+        return real(self, study, space, trials, **rest)
 
     monkeypatch.setattr(TPESampler, "_build_parzen_estimator", count)
     trials = invent_trials(400, 5, [TrialState.COMPLETE])

@@ -16,7 +16,7 @@ from cityopt.tracking.run_folder import read_records
 def test_both_go_on_and_lose_no_metric_when_a_run_was_taken_over(tmp_path: Path):
     forgotten: list[str] = []
     shipper = SimpleNamespace(watch=lambda *_: None, forget=forgotten.append)
-    sleeper, other = (ParentRun("run", tmp_path, shipper, SoleOwner()) for _ in range(2))  # type: ignore[arg-type]
+    sleeper, other = (ParentRun("run", tmp_path, shipper, SoleOwner()) for _ in range(2))
     sleeper.log_metrics({"best/ap": 0.1}, step=0)
     other.log_metrics({"best/ap": 0.2}, step=1)
     sleeper.log_metrics({"best/ap": 0.3}, step=2)

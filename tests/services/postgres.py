@@ -61,7 +61,7 @@ class Cluster:
         name = f"study_{next(self._numbers)}"
         address = f"host=127.0.0.1 port={self.port} user={USER} password={PASSWORD} dbname=postgres"
         with psycopg.connect(address, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def start(self) -> None:
